@@ -1,0 +1,11 @@
+"""Ports that the processes listen on unless told otherwise."""
+
+from typing import Final
+
+SERVER_HTTP: Final = 8000
+SERVER_GRPC: Final = 50051
+GATEWAY_HTTP: Final = 8080
+GATEWAY_ADMIN: Final = 8081
+OPERATOR_HEALTH: Final = 8080
+OPERATOR_METRICS: Final = 9090
+SERVICE_HTTP: Final = 80

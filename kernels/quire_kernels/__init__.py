@@ -1,0 +1,1 @@
+"""One public function per op; a torch reference, and device code behind it."""

@@ -1,0 +1,133 @@
+"""What a server is told at start: composed, frozen, validated where it is built.
+
+Names are vLLM's flags. A value that cannot work raises `ConfigError` naming the flag.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from quire_contract import ports
+from quire_server.errors import ConfigError
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+def _require(condition: bool, flag: str, rule: str) -> None:
+    if not condition:
+        raise ConfigError(f"--{flag} must be {rule}.", stage="Starting")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, from where, and in what precision."""
+
+    model: str
+    """As the person gave it: a directory, a .gguf file, or a model URI."""
+    path: Path
+    """Where the files are: a directory with config.json, or a .gguf file."""
+    served_model_names: tuple[str, ...]
+    tokenizer: Path | None = None
+    """Directory of another tokenizer; None: the model's own."""
+    dtype: Dtype = "auto"
+    max_model_len: int | None = None
+    """None: the model's own, lowered to what the KV cache holds."""
+    seed: int = 0
+    generation_config: Literal["auto", "vllm"] = "auto"
+    chat_template: str | None = None
+    """Jinja source that replaces the model's own."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.served_model_names), "served-model-name", "given at least once")
+        _require(self.max_model_len is None or self.max_model_len > 0, "max-model-len", "greater than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """How much KV cache, in blocks of what size."""
+
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    """Share of the device's memory (on a CPU: of the memory this process may use) for weights and KV together."""
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        _require(
+            self.block_size > 0 and self.block_size & (self.block_size - 1) == 0,
+            "block-size",
+            "a power of two",
+        )
+        _require(0.0 < self.gpu_memory_utilization <= 1.0, "gpu-memory-utilization", "in (0, 1]")
+        _require(
+            self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes > 0,
+            "kv-cache-memory-bytes",
+            "greater than 0",
+        )
+        _require(
+            self.num_gpu_blocks_override is None or self.num_gpu_blocks_override > 1,
+            "num-gpu-blocks-override",
+            "greater than 1 (block 0 is reserved)",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How a step's work is chosen."""
+
+    max_num_batched_tokens: int = 2048
+    max_num_seqs: int = 128
+    enable_chunked_prefill: bool = True
+    long_prefill_token_threshold: int = 0
+    """Most tokens of one prompt in one step; 0: no limit but the budget."""
+    policy: SchedulingPolicy = "fcfs"
+    max_num_queued_reqs: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(self.max_num_seqs >= 1, "max-num-seqs", "at least 1")
+        _require(
+            self.max_num_batched_tokens >= self.max_num_seqs,
+            "max-num-batched-tokens",
+            "at least --max-num-seqs",
+        )
+        _require(self.long_prefill_token_threshold >= 0, "long-prefill-token-threshold", "at least 0")
+        _require(self.max_num_queued_reqs >= 1, "max-num-queued-reqs", "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """All that the engine process needs."""
+
+    model: ModelConfig
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int | None = None
+    """CPU threads for the model; None: the CPU quota of this process."""
+    log_format: Literal["plain", "json"] = "plain"
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """All that the API process needs."""
+
+    engine: EngineConfig
+    host: str = "0.0.0.0"
+    port: int = ports.SERVER_HTTP
+    api_keys: tuple[str, ...] = ()
+    shutdown_timeout_s: float = 120.0
+    engine_heartbeat_timeout_s: float = 60.0
+    """`/livez` fails when the engine loop has said nothing for so long."""
+    allowed_origins: tuple[str, ...] = ("*",)
+    enable_request_id_headers: bool = False
+    enable_force_include_usage: bool = False
+    response_role: str = "assistant"
+    log_stats: bool = True
+    log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port", "in [0, 65535]")
+        _require(self.shutdown_timeout_s >= 0, "shutdown-timeout", "at least 0")

@@ -1,0 +1,100 @@
+"""A request as the engine sees it: token ids in, token ids out. No text, no torch, no clock."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+from quire_server.sampling_params import SamplingParams
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it crosses from the API process to the engine."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    """`max_tokens` is filled in (never None), `stop` is not the engine's business."""
+    eos_token_ids: tuple[int, ...] = ()
+    arrival_time: float = 0.0
+    """Unix time in seconds at which the API process took the request."""
+    priority: int = 0
+    """Lower runs first, under the priority policy."""
+    cache_salt: str | None = None
+    """Only requests with an equal salt share cached prefixes."""
+
+
+class RequestStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class FinishReason(StrEnum):
+    """Why a request ended; the values are what the API shows."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """Scheduler state of one request. Owned and mutated by the scheduler alone."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    eos_token_ids: frozenset[int]
+    arrival_time: float
+    priority: int
+    cache_salt: str | None
+    max_tokens: int
+    token_ids: list[int]
+    """Prompt followed by output; append-only."""
+    status: RequestStatus = RequestStatus.WAITING
+    num_computed_tokens: int = 0
+    """Tokens whose KV is in the cache, or will be after the step in flight."""
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when the request was first scheduled."""
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    """The stop token id, where one other than end-of-sequence ended it."""
+    scheduled_time: float | None = None
+    """Unix time of the first step that included it; set by the engine core."""
+
+    @classmethod
+    def from_engine_request(cls, request: EngineRequest) -> "Request":
+        max_tokens = request.sampling_params.max_tokens
+        if max_tokens is None:
+            raise ValueError("max_tokens is filled in before a request reaches the engine")
+        return cls(
+            request_id=request.request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            sampling_params=request.sampling_params,
+            eos_token_ids=frozenset(request.eos_token_ids),
+            arrival_time=request.arrival_time,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            max_tokens=max_tokens,
+            token_ids=list(request.prompt_token_ids),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED

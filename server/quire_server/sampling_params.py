@@ -1,0 +1,79 @@
+"""What a request asks of sampling: vLLM's names and defaults. No torch, no HTTP."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from quire_server.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling parameters of one request.
+
+    Raises:
+        InvalidRequestError: a value is out of range; `param` names the field.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    """Below 1e-5 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 and -1 both mean every token."""
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Applied where text is made, not in the engine, which knows token ids alone."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    """None: as many as the context has room for."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """Number of alternatives per sampled token; 0 gives the sampled token's alone."""
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    allowed_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, name: str, rule: str) -> None:
+            if not condition:
+                raise InvalidRequestError(f"{name} must be {rule}, got {getattr(self, name)!r}.", param=name)
+
+        require(self.n >= 1, "n", "at least 1")
+        require(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "in [-2, 2]")
+        require(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "in [-2, 2]")
+        require(self.repetition_penalty > 0.0, "repetition_penalty", "greater than 0")
+        require(0.0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0")
+        require(0.0 < self.top_p <= 1.0, "top_p", "in (0, 1]")
+        require(self.top_k >= -1, "top_k", "at least -1")
+        require(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]")
+        require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
+        require(self.min_tokens >= 0, "min_tokens", "at least 0")
+        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens")
+        require(all(self.stop), "stop", "strings that are not empty")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")
+        require(
+            self.allowed_token_ids is None or len(self.allowed_token_ids) > 0,
+            "allowed_token_ids",
+            "not empty",
+        )
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < 1e-5
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
