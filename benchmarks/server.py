@@ -1,0 +1,56 @@
+"""Starts and stops a `quire serve` process for the benchmarks."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServer:
+    host: str
+    port: int
+    pid: int
+    started: float
+    """`time.perf_counter()` right before the process was started."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+def is_answering(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[RunningServer]:
+    """Run `quire serve …` on a free port; yield at once, and stop it at the end."""
+    port = free_port()
+    command = [sys.executable, "-m", "quire_cli", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield RunningServer(host="127.0.0.1", port=port, pid=process.pid, started=started)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_ready(server: RunningServer, timeout_s: float = 300.0) -> float:
+    """Poll /readyz until it answers 200. Returns the seconds since the process was started."""
+    while time.perf_counter() - server.started < timeout_s:
+        if is_answering(f"http://{server.host}:{server.port}/readyz"):
+            return time.perf_counter() - server.started
+        time.sleep(0.01)
+    raise TimeoutError(f"not ready after {timeout_s} s")

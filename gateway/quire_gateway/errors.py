@@ -1,0 +1,71 @@
+"""The errors that the gateway itself answers, in OpenAI's shape. Answers of the servers pass through untouched."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayError(Exception):
+    """An answer other than the model's."""
+
+    status: int
+    code: str
+    message: str
+    retry_after_s: int | None = None
+
+    def body(self) -> bytes:
+        """The JSON body, `{"error": {...}}`."""
+        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": None, "code": self.code}})
+
+    def sse(self) -> bytes:
+        """The same as the end of a stream whose headers are already sent."""
+        return b"data: " + self.body() + b"\n\ndata: [DONE]\n\n"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", str(self.retry_after_s).encode()))
+        return headers
+
+
+def model_not_found(model: str | None, host: str) -> GatewayError:
+    named = f"The model `{model}`" if model else f"A model for host `{host}`"
+    return GatewayError(status=404, code="model_not_found", message=f"{named} does not exist.")
+
+
+def model_suspended(name: str) -> GatewayError:
+    return GatewayError(
+        status=503, code="model_suspended", message=f"The model `{name}` is suspended (spec.suspend is true)."
+    )
+
+
+def model_loading(name: str, status: str, retry_after_s: int) -> GatewayError:
+    return GatewayError(
+        status=503,
+        code="model_loading",
+        message=f"The model `{name}` is not ready: {status}.",
+        retry_after_s=retry_after_s,
+    )
+
+
+def queue_full(name: str, waiting: int, retry_after_s: int) -> GatewayError:
+    return GatewayError(
+        status=429,
+        code="queue_full",
+        message=f"{waiting} requests already wait for the model `{name}`, which is as many as may.",
+        retry_after_s=retry_after_s,
+    )
+
+
+def bad_request(message: str) -> GatewayError:
+    return GatewayError(status=400, code="invalid_request", message=message)
+
+
+def replica_failed(name: str, cause: str) -> GatewayError:
+    return GatewayError(
+        status=502, code="replica_failed", message=f"No replica of the model `{name}` could answer: {cause}."
+    )
