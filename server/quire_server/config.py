@@ -122,6 +122,7 @@ class ServerConfig:
     engine_heartbeat_timeout_s: float = 60.0
     """`/livez` fails when the engine loop has said nothing for so long."""
     allowed_origins: tuple[str, ...] = ("*",)
+    max_request_body_bytes: int = 64 * 1024 * 1024
     enable_request_id_headers: bool = False
     enable_force_include_usage: bool = False
     response_role: str = "assistant"
@@ -130,4 +131,5 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", "in [0, 65535]")
+        _require(self.max_request_body_bytes > 0, "max-request-body-bytes", "greater than 0")
         _require(self.shutdown_timeout_s >= 0, "shutdown-timeout", "at least 0")

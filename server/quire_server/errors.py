@@ -2,7 +2,8 @@
 
 QuireError
 ├── InvalidRequestError          the client's fault: 400, naming the field
-│   └── ContextLengthError       prompt and answer do not fit the model's context
+│   ├── ContextLengthError       prompt and answer do not fit the model's context
+│   └── PayloadTooLargeError     413
 ├── ModelNotFoundError           404
 ├── AuthenticationError          401
 ├── QueueFullError               429, with Retry-After
@@ -44,6 +45,11 @@ class InvalidRequestError(QuireError):
 
 class ContextLengthError(InvalidRequestError):
     code = "context_length_exceeded"
+
+
+class PayloadTooLargeError(InvalidRequestError):
+    status = 413
+    code = "payload_too_large"
 
 
 class ModelNotFoundError(QuireError):

@@ -1,4 +1,7 @@
-"""The messages between the API process and the engine process: msgpack over ZeroMQ, no pickle."""
+"""The messages between the API process and the engine process: msgpack over ZeroMQ, no pickle.
+
+How the engine process is started and finds its sockets is in `launch`; the API process's end is `client`.
+"""
 
 import msgspec
 

@@ -46,7 +46,11 @@ class RunningRequestData:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerOutput:
-    """One step's work. Order of execution: removals, block movement, additions, the model, sampling."""
+    """One step's work. Order of execution: removals, block movement, additions, the model, sampling.
+
+    A request may read a block that another request of the same step fills (two prompts with a common prefix that come
+    together): in every layer, all keys and values are written before any are read.
+    """
 
     new_requests: Sequence[NewRequestData] = ()
     running_requests: Sequence[RunningRequestData] = ()

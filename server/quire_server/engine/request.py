@@ -1,10 +1,11 @@
 """A request as the engine sees it: token ids in, token ids out. No text, no torch, no clock."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
 
+from quire_server.engine.block_pool import BlockHash
 from quire_server.sampling_params import SamplingParams
 
 
@@ -65,6 +66,10 @@ class Request:
     """The stop token id, where one other than end-of-sequence ended it."""
     scheduled_time: float | None = None
     """Unix time of the first step that included it; set by the engine core."""
+    num_sent_prompt_logprobs: int = 0
+    """Prompt positions whose log-probabilities have been sent; a preempted request computes them again."""
+    block_hashes: list[BlockHash] = field(default_factory=list)
+    """Of its leading full blocks, each computed once; kept by the KV cache manager."""
 
     @classmethod
     def from_engine_request(cls, request: EngineRequest) -> "Request":

@@ -1,7 +1,7 @@
 """What a decoder-only model is, as data: `DecoderSpec`.
 
-A family (`families/<family>.py`) maps a Hugging Face config to a spec and names its weights; `decoder.py` runs any spec.
-Fusion, quantisation, adapters, parallelism and graphs are therefore written once, against the spec.
+A family (`families/<family>.py`) maps a Hugging Face config to a spec and names its weights; `decoder.py` runs any
+spec. Fusion, quantisation, adapters, parallelism and graphs are therefore written once, against the spec.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,10 @@ class RopeSpec:
     rotary_dim: int
     inv_freq: tuple[float, ...]
     """[rotary_dim / 2]"""
+    long_inv_freq: tuple[float, ...] | None = None
+    """[rotary_dim / 2]; in use instead where more than `short_context_len` tokens are served (dynamic, longrope).
+    Chosen once per process: keys that were rotated differently must never meet in one cache."""
+    short_context_len: int | None = None
     attention_factor: float = 1.0
     """Multiplies cos and sin (yarn)."""
     is_interleaved: bool = False

@@ -1,0 +1,26 @@
+"""Serve one model over HTTP: the OpenAI API, metrics and probes. Flags have vLLM's names."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from quire_contract.termination import write_termination
+from quire_server.arguments import add_arguments, build_serve_arguments, rewrite_arguments
+from quire_server.errors import ConfigError
+from quire_server.serve import run
+
+EXIT_USAGE = 2
+
+
+def main(words: Sequence[str]) -> int:
+    """Parse the words after `quire serve`, and serve. Exit codes: 0 stopped, 1 failed, 2 wrong arguments."""
+    parser = argparse.ArgumentParser(prog="quire serve", description=__doc__, allow_abbrev=False)
+    add_arguments(parser)
+    try:
+        rewritten, warnings = rewrite_arguments(words)
+        arguments = build_serve_arguments(parser.parse_args(rewritten), warnings)
+    except ConfigError as error:
+        print(f"quire serve: {error}", file=sys.stderr)
+        write_termination(error.termination)
+        return EXIT_USAGE
+    return run(arguments)

@@ -1,0 +1,159 @@
+"""Model URIs: where a model's files come from, and the directory they are cached in.
+
+Pure text: nothing here touches a file or a network. The cache directory's name is the same for a download Job in a
+cluster and for `quire up`, so a volume filled by one can be read by the other.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from quire_contract.names import model_digest
+
+
+class Scheme(StrEnum):
+    HF = "hf"
+    S3 = "s3"
+    GS = "gs"
+    HTTP = "http"
+    HTTPS = "https"
+    PVC = "pvc"
+    OCI = "oci"
+    FILE = "file"
+
+
+class ModelUriError(ValueError):
+    """The text is not a model URI. The message says what would be."""
+
+
+_FORMS = {
+    Scheme.HF: "hf://organisation/name",
+    Scheme.S3: "s3://bucket/prefix",
+    Scheme.GS: "gs://bucket/prefix",
+    Scheme.HTTP: "http://host/path",
+    Scheme.HTTPS: "https://host/path",
+    Scheme.PVC: "pvc://claim/path",
+    Scheme.OCI: "oci://registry/image:tag",
+    Scheme.FILE: "file:///absolute/path or file://relative/path",
+}
+_DOWNLOADED = {Scheme.HF, Scheme.S3, Scheme.GS, Scheme.HTTP, Scheme.HTTPS}
+
+_HF_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_CLAIM = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
+_IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUri:
+    """A parsed model URI. `str(uri)` is its canonical text."""
+
+    scheme: Scheme
+    authority: str
+    """hf: organisation, or empty; s3, gs: bucket; http(s), oci: host and port; pvc: claim; file: empty."""
+    path: str
+    """hf: name; pvc, s3, gs, http(s): without the leading slash; oci: image, tag and digest; file: as written."""
+
+    def __str__(self) -> str:
+        if self.scheme is Scheme.FILE:
+            return f"file://{self.path}"
+        return f"{self.scheme}://{'/'.join(part for part in (self.authority, self.path) if part)}"
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether the files are copied into the cache first; the others are used where they are."""
+        return self.scheme in _DOWNLOADED
+
+    @property
+    def repo_id(self) -> str:
+        """The Hub's name of the model: hf only."""
+        assert self.scheme is Scheme.HF, self
+        return f"{self.authority}/{self.path}" if self.authority else self.path
+
+    def local_path(self, base: Path) -> Path:
+        """Return the file or directory that a file:// URI names; a relative one starts at `base`.
+
+        A link at the end is not followed, because its own name may be what tells a .gguf file.
+        """
+        assert self.scheme is Scheme.FILE, self
+        path = base / self.path
+        return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+    def cache_key(self, revision: str | None = None) -> str:
+        """Name the cache directory of this model at a revision: readable, filesystem-safe, and stable for ever."""
+        last = self.path.split("?")[0].rpartition("/")[2] or self.authority
+        readable = _UNSAFE.sub("-", last).strip("-.")[:48]
+        return f"{readable or self.scheme}-{model_digest(str(self), revision)}"
+
+
+def parse_model_uri(text: str) -> ModelUri:
+    """Parse a model URI.
+
+    Raises:
+        ModelUriError: no scheme or an unknown one (the message lists all), or parts that the scheme cannot have.
+    """
+    scheme_text, separator, rest = text.partition("://")
+    if not separator or scheme_text not in Scheme.__members__.values():
+        known = ", ".join(_FORMS.values())
+        raise ModelUriError(f"{text!r} is not a model URI; write one of {known}")
+    scheme = Scheme(scheme_text)
+    if any(c.isspace() or ord(c) < 32 for c in text):
+        raise ModelUriError(f"{text!r} holds white space; write {_FORMS[scheme]}")
+    parse = {Scheme.HF: _parse_hf, Scheme.PVC: _parse_pvc, Scheme.OCI: _parse_oci, Scheme.FILE: _parse_file}
+    return parse.get(scheme, _parse_remote)(scheme, rest)
+
+
+def _refuse(scheme: Scheme, rest: str, why: str) -> ModelUriError:
+    return ModelUriError(f"'{scheme}://{rest}': {why}; write {_FORMS[scheme]}")
+
+
+def _parse_hf(scheme: Scheme, rest: str) -> ModelUri:
+    parts = rest.rstrip("/").split("/")
+    if len(parts) > 2:
+        raise _refuse(scheme, rest, "a model on the Hub has an organisation and a name, and no more parts")
+    for part in parts:
+        if not _HF_PART.fullmatch(part) or ".." in part:
+            raise _refuse(scheme, rest, f"{part!r} cannot be part of a model's name on the Hub")
+    return ModelUri(scheme=scheme, authority=parts[0] if len(parts) == 2 else "", path=parts[-1])
+
+
+def _parse_pvc(scheme: Scheme, rest: str) -> ModelUri:
+    claim, _, path = rest.partition("/")
+    if len(claim) > 253 or not _CLAIM.fullmatch(claim):
+        raise _refuse(scheme, rest, f"{claim!r} is not the name of a PersistentVolumeClaim (a lower-case DNS name)")
+    path = path.strip("/")
+    if ".." in path.split("/"):
+        raise _refuse(scheme, rest, "the path must stay inside the volume")
+    return ModelUri(scheme=scheme, authority=claim, path=path)
+
+
+def _parse_oci(scheme: Scheme, rest: str) -> ModelUri:
+    host, _, image = rest.partition("/")
+    if not _HOST.fullmatch(host) or not _IMAGE.fullmatch(image):
+        raise _refuse(scheme, rest, "this is not an image reference with its registry")
+    return ModelUri(scheme=scheme, authority=host, path=image)
+
+
+def _parse_file(scheme: Scheme, rest: str) -> ModelUri:
+    path = rest if rest == "/" else rest.rstrip("/")
+    if not path or "\0" in path:
+        raise _refuse(scheme, rest, "no path is given")
+    return ModelUri(scheme=scheme, authority="", path=path)
+
+
+def _parse_remote(scheme: Scheme, rest: str) -> ModelUri:
+    authority, _, path = rest.partition("/")
+    if "@" in authority:
+        raise _refuse(scheme, rest, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
+    is_bucket = scheme in (Scheme.S3, Scheme.GS)
+    if not (_BUCKET if is_bucket else _HOST).fullmatch(authority):
+        raise _refuse(scheme, rest, f"{authority!r} is not {'a bucket' if is_bucket else 'a host'}")
+    path = path.rstrip("/") if is_bucket else path
+    if not is_bucket and not path:
+        raise _refuse(scheme, rest, "the URL of a file is needed, not of a host")
+    if ".." in path.split("/"):
+        raise _refuse(scheme, rest, "the path must not contain '..'")
+    return ModelUri(scheme=scheme, authority=authority, path=path)

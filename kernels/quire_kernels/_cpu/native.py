@@ -1,0 +1,194 @@
+"""Load the compiled CPU kernels that fit this CPU, and call them cheaply.
+
+Owns which `lib/libquire_cpu_<isa>.so` is loaded (the best that the CPU and the kernel allow, or what QUIRE_CPU_ISA says)
+and how its functions are declared. Does not know any op. Kernels are called with plain integers (`tensor.data_ptr()`,
+sizes, strides), so nothing is built per call:
+
+    _rms_norm = bind("quire_rms_norm_bf16", [POINTER, POINTER, INT64, FLOAT])
+    ...
+    if library() is not None:
+        _rms_norm.call(x.data_ptr(), weight.data_ptr(), x.shape[0], eps)
+
+Invariants: at most one library is active; `bind` objects follow it; torch is imported first and the kernels use torch's own
+OpenMP runtime, hence its thread pool and `torch.set_num_threads`.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+from quire_kernels.build import library_path
+
+logger = logging.getLogger(__name__)
+
+POINTER: Final = ctypes.c_void_p  # pass tensor.data_ptr(), or None
+INT64: Final = ctypes.c_int64
+INT32: Final = ctypes.c_int32
+FLOAT: Final = ctypes.c_float
+
+ABI_VERSION = 1
+ISA_VARIABLE = "QUIRE_CPU_ISA"
+NO_ISA = "none"
+_AVX2_FLAGS = frozenset({"avx2", "fma", "f16c"})
+_AVX512_FLAGS = _AVX2_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+# Best first.
+ISA_TO_CPU_FLAGS: dict[str, frozenset[str]] = {
+    "amx": _AVX512_FLAGS | {"amx_tile", "amx_bf16"},
+    "avx512": _AVX512_FLAGS,
+    "avx2": _AVX2_FLAGS,
+}
+
+
+class NativeError(RuntimeError):
+    """The native kernels that were asked for cannot be used here."""
+
+
+class NativeFunction:
+    """A kernel by name. `call` is the foreign function of the active library; it is only to be called while there is one."""
+
+    __slots__ = ("argtypes", "call", "name", "restype")
+
+    call: Callable[..., Any]
+
+    def __init__(self, name: str, argtypes: Sequence[Any], restype: Any) -> None:
+        self.name = name
+        self.argtypes = list(argtypes)
+        self.restype = restype
+        self.call = self._refuse
+
+    def resolve(self, loaded: ctypes.CDLL | None) -> None:
+        """Point `call` at the function of this library. Raises AttributeError when the library does not have it."""
+        if loaded is None:
+            self.call = self._refuse
+            return
+        function = loaded[self.name]  # a fresh object: declarations of one library never leak into another
+        function.argtypes = self.argtypes
+        function.restype = self.restype
+        self.call = function
+
+    def _refuse(self, *arguments: object) -> Any:
+        raise NativeError(f"{self.name} was called without a native library")
+
+
+class _State:
+    """What is active in this process; written only by `_activate`."""
+
+    library: ctypes.CDLL | None = None
+    isa: str = NO_ISA
+    is_chosen: bool = False
+    functions: list[NativeFunction] = []
+
+
+def bind(name: str, argtypes: Sequence[Any], restype: Any = None) -> NativeFunction:
+    """Declare the kernel `name` once, at import time; call it with `.call(...)` whenever `library()` is not None."""
+    function = NativeFunction(name, argtypes, restype)
+    if _State.library is not None:
+        function.resolve(_State.library)
+    _State.functions.append(function)
+    return function
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the active library, choosing it on the first call; None where the torch path is used. Raises NativeError."""
+    if not _State.is_chosen:
+        _activate(*_choose(os.environ.get(ISA_VARIABLE)))
+    return _State.library
+
+
+def isa() -> str:
+    """Return the active instruction set: "amx", "avx512", "avx2" or "none"."""
+    library()
+    return _State.isa
+
+
+def supported_isas() -> list[str]:
+    """Return the instruction sets that this CPU has, best first, whether or not they are built."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return []
+    flags = _cpu_flags()
+    return [name for name, needed in ISA_TO_CPU_FLAGS.items() if needed <= flags]
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Run the body with this instruction set active (`none`: the torch path), whatever was chosen. For tests and benchmarks."""
+    library()
+    before = _State.library, _State.isa
+    _activate(None if name == NO_ISA else _load(name), name)
+    try:
+        yield
+    finally:
+        _activate(*before)
+
+
+def _activate(loaded: ctypes.CDLL | None, name: str) -> None:
+    _State.library, _State.isa, _State.is_chosen = loaded, name, True
+    for function in _State.functions:
+        function.resolve(loaded)
+
+
+def _choose(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
+    if wanted == NO_ISA:
+        return None, NO_ISA
+    if wanted:
+        return _load(wanted), wanted
+    reasons = []
+    for name in supported_isas():
+        try:
+            return _load(name), name
+        except NativeError as error:
+            reasons.append(str(error))
+    if reasons:
+        logger.warning("CPU kernels run on torch, slower: %s", "; ".join(reasons))
+    return None, NO_ISA
+
+
+def _load(name: str) -> ctypes.CDLL:
+    """Load one variant and get it ready. Raises NativeError naming what is missing."""
+    if name not in ISA_TO_CPU_FLAGS:
+        raise NativeError(f"{ISA_VARIABLE}={name} is not one of {', '.join([*ISA_TO_CPU_FLAGS, NO_ISA])}")
+    if name not in supported_isas():
+        raise NativeError(f"this CPU has no {name} (it has: {', '.join(supported_isas()) or 'nothing Quire has kernels for'})")
+    path = library_path(name)
+    if not path.exists():
+        raise NativeError(f"the {name} library is not built; run `python -m quire_kernels.build`")
+    _share_openmp_runtime()
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"cannot load {path}: {error}") from error
+    loaded.quire_abi_version.restype = ctypes.c_int64
+    loaded.quire_init.restype = ctypes.c_int64
+    if loaded.quire_abi_version() != ABI_VERSION:
+        raise NativeError(f"{path} is from another version of Quire; run `python -m quire_kernels.build`")
+    refusal = loaded.quire_init()
+    if refusal != 0:
+        raise NativeError(f"the kernel does not let this process use {name}: {os.strerror(refusal)}")
+    return loaded
+
+
+def _share_openmp_runtime() -> None:
+    """Make the OpenMP runtime that torch loaded visible to the kernels, whatever its file is called (libgomp, libiomp5)."""
+    torch.get_num_threads()
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}
+    for path in sorted(paths):
+        if os.path.basename(path).startswith(("libgomp", "libiomp5", "libomp")):
+            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+            return
+    raise NativeError("this torch build has no OpenMP runtime")
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Return the first CPU's flags; only its block is read, since many-core machines make /proc/cpuinfo long."""
+    with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+        for line in cpuinfo:
+            if line.startswith("flags"):
+                return frozenset(line.partition(":")[2].split())
+    return frozenset()

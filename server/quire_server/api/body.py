@@ -1,0 +1,43 @@
+"""Reading a request's body: JSON of a bounded size, decoded straight into a struct."""
+
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from quire_server.errors import InvalidRequestError, PayloadTooLargeError
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+async def decode_body(request: Request, decoder: msgspec.json.Decoder[T], max_bytes: int) -> T:
+    """Read and decode the body.
+
+    Raises:
+        InvalidRequestError: the content type is not JSON, or there is no body.
+        PayloadTooLargeError: it has more than `max_bytes`.
+        msgspec.DecodeError: it is not JSON, or (ValidationError) not what the struct says.
+    """
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        raise InvalidRequestError(f"Content-Type must be application/json, got {content_type!r}.")
+    body = await _read(request, max_bytes)
+    if not body:
+        raise InvalidRequestError("The request has no body.")
+    return decoder.decode(body)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    chunks: list[bytes] = []
+    size = int(declared) if declared.isascii() and declared.isdigit() else 0
+    if size <= max_bytes:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > max_bytes:
+                break
+            chunks.append(chunk)
+    if size > max_bytes:
+        raise PayloadTooLargeError(f"The body is larger than the limit of {max_bytes} bytes.")
+    return b"".join(chunks)

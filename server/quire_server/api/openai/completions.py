@@ -1,0 +1,209 @@
+"""POST /v1/completions."""
+
+import functools
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire_server.api.body import decode_body
+from quire_server.api.health import get_frontend
+from quire_server.api.openai.generation import (
+    Answer,
+    Generation,
+    Prompt,
+    ReplyHead,
+    answer_whole,
+    build_head,
+    stream_events,
+    wants_usage,
+)
+from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
+from quire_server.api.openai.responses import Completion, CompletionChoice, CompletionLogprobs
+from quire_server.api.openai.sampling import (
+    ModelLimits,
+    SamplingDefaults,
+    build_sampling_params,
+    check_prompt,
+    fit_max_tokens,
+    refuse_unserved,
+    truncate_prompt,
+)
+from quire_server.api.openai.schemas import CompletionRequest
+from quire_server.api.sse import EventStream, encode_event
+from quire_server.errors import InvalidRequestError
+from quire_server.frontend import Frontend
+from quire_server.output_processor import CompletionDelta, PositionLogprobs
+from quire_server.tokens.tokenizer import Tokenizer
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+
+
+async def create_completion(http_request: Request) -> Response:
+    """Continue one or several texts, whole or as a stream."""
+    frontend = get_frontend(http_request)
+    request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
+    head = build_head(http_request, frontend, request, prefix="cmpl")
+    refuse_unserved(request, frontend.config.engine.scheduler.policy)
+    prompts = [await _build_prompt(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
+    generation = await Generation.start(frontend, request, prompts, head.id)
+    choices = _ChoiceBuilder(request, generation, frontend.tokenizer)
+    if not request.stream:
+        return await answer_whole(http_request, generation, functools.partial(_build_whole, head, choices, generation))
+    writer = _ChunkWriter(head, choices, generation, *wants_usage(frontend, request))
+    return EventStream(stream_events(generation, writer.build_chunk, writer.build_last), generation.aclose)
+
+
+def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
+    """Return the prompts that one field holds: a text, texts, token ids, or lists of token ids."""
+    if prompt is None:
+        raise InvalidRequestError("`prompt` is missing.", param="prompt")
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequestError("`prompt` must not be empty.", param="prompt")
+    token_ids = [item for item in prompt if isinstance(item, int)]
+    if len(token_ids) == len(prompt):
+        return [token_ids]
+    prompts = [item for item in prompt if not isinstance(item, int)]
+    if token_ids or len({type(item) for item in prompts}) > 1:
+        raise InvalidRequestError("`prompt` must not mix texts and token ids.", param="prompt")
+    return prompts
+
+
+async def _build_prompt(frontend: Frontend, request: CompletionRequest, text: str | list[int]) -> Prompt:
+    limits = ModelLimits.of(frontend)
+    defaults = SamplingDefaults(**frontend.generation_defaults)
+    if isinstance(text, str):
+        whole = await frontend.encode(text, add_special_tokens=request.add_special_tokens is not False)
+    else:
+        whole = text
+    token_ids = truncate_prompt(whole, request, limits)
+    check_prompt(token_ids, limits, "prompt")
+    prompt_logprobs = request.prompt_logprobs
+    if request.echo and request.logprobs is not None:
+        prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
+    sampling_params = build_sampling_params(
+        request,
+        defaults,
+        limits,
+        max_tokens=fit_max_tokens(request, defaults, limits, len(token_ids)),
+        logprobs=request.logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+    echo = text if isinstance(text, str) and token_ids is whole else ""
+    if request.echo and not echo:
+        echo = frontend.tokenizer.decode(token_ids, sampling_params.skip_special_tokens)
+    return Prompt(token_ids=token_ids, sampling_params=sampling_params, echo=echo if request.echo else "")
+
+
+class _ChoiceBuilder:
+    """Shapes whole completions, or consecutive pieces of them, as one request asked for them."""
+
+    def __init__(self, request: CompletionRequest, generation: Generation, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._has_echo = bool(request.echo)
+        self._has_logprobs = request.logprobs is not None
+        self._has_prompt_logprobs = request.prompt_logprobs is not None
+        self._as_ids = bool(request.return_tokens_as_token_ids)
+        self.has_ids = bool(request.return_token_ids)
+        self._index_to_offset: dict[int, int] = {}
+        """Characters of the tokens shown so far; an index is here once its first piece was built."""
+
+    def build(
+        self, index: int, piece: Answer | CompletionDelta, prompt_logprobs: list[PositionLogprobs]
+    ) -> CompletionChoice:
+        """Build the next piece of a choice; the first one carries what belongs to the prompt."""
+        prompt = self._generation.prompt_of(index)
+        is_first = index not in self._index_to_offset
+        finish_reason = piece.finish_reason
+        return CompletionChoice(
+            index=index,
+            text=prompt.echo + piece.text if is_first else piece.text,
+            logprobs=self._build_logprobs(index, prompt, piece.logprobs, prompt_logprobs, is_first),
+            finish_reason=finish_reason,
+            stop_reason=UNSET if finish_reason is None else piece.stop_reason,
+            token_ids=list(piece.token_ids) if self.has_ids else UNSET,
+            prompt_token_ids=prompt.token_ids if self.has_ids and is_first else UNSET,
+            prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if self._has_prompt_logprobs else UNSET,
+        )
+
+    def _build_logprobs(
+        self,
+        index: int,
+        prompt: Prompt,
+        logprobs: Sequence[PositionLogprobs],
+        prompt_logprobs: Sequence[PositionLogprobs],
+        is_first: bool,
+    ) -> CompletionLogprobs | None:
+        offset = self._index_to_offset.setdefault(index, 0)
+        if not self._has_logprobs:
+            return None
+        first_token: str | None = None
+        if is_first and self._has_echo:
+            logprobs = (*prompt_logprobs, *logprobs)
+            first_id = prompt.token_ids[0]
+            first_token = f"token_id:{first_id}" if self._as_ids else self._tokenizer.token_text(first_id)
+        built = build_completion_logprobs(logprobs, first_token=first_token, text_offset=offset, as_ids=self._as_ids)
+        self._index_to_offset[index] += sum(len(position.chosen.token) for position in logprobs)
+        self._index_to_offset[index] += len(first_token or "")
+        return built if built.tokens else None
+
+
+def _build_whole(head: ReplyHead, choices: _ChoiceBuilder, generation: Generation, answers: list[Answer]) -> Completion:
+    return Completion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=[choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)],
+        usage=generation.usage(),
+        system_fingerprint=head.system_fingerprint,
+    )
+
+
+class _ChunkWriter:
+    """Turns deltas into events."""
+
+    def __init__(
+        self,
+        head: ReplyHead,
+        choices: _ChoiceBuilder,
+        generation: Generation,
+        has_usage: bool,
+        has_continuous_usage: bool,
+    ) -> None:
+        self._head = head
+        self._choices = choices
+        self._generation = generation
+        self._has_usage = has_usage
+        self._has_continuous_usage = has_continuous_usage
+        self._held: dict[int, list[PositionLogprobs]] = {}  # a long prompt's arrive in parts, before the first token
+
+    def build_chunk(self, index: int, delta: CompletionDelta) -> bytes:
+        """Encode what a delta adds; empty where it adds nothing that is shown."""
+        if delta.prompt_logprobs:
+            self._held.setdefault(index, []).extend(delta.prompt_logprobs)
+        is_shown = delta.text or delta.finish_reason or delta.logprobs or (self._choices.has_ids and delta.token_ids)
+        if not is_shown:
+            return b""
+        choice = self._choices.build(index, delta, self._held.pop(index, []))
+        return self._encode([choice], is_last=delta.finish_reason is not None)
+
+    def build_last(self) -> bytes:
+        """Encode the usage, where it was asked for."""
+        return self._encode([], has_usage=True, is_last=True) if self._has_usage else b""
+
+    def _encode(self, choices: list[CompletionChoice], *, has_usage: bool = False, is_last: bool = False) -> bytes:
+        return encode_event(
+            Completion(
+                id=self._head.id,
+                created=self._head.created,
+                model=self._head.model,
+                choices=choices,
+                usage=self._generation.usage() if has_usage or self._has_continuous_usage else UNSET,
+                system_fingerprint=self._head.system_fingerprint if is_last else UNSET,
+            )
+        )

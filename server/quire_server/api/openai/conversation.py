@@ -1,0 +1,101 @@
+"""From chat messages to the text that the model reads: checked here, field by field; shaped by the model's template."""
+
+import asyncio
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from quire_server.api.openai.schemas import ChatMessage, ContentPart
+from quire_server.errors import InvalidRequestError
+from quire_server.frontend import LONG_TEXT_CHARS, Frontend
+
+_TEXT_PARTS: Final = ("text", "input_text", "output_text")
+_TEMPLATE_ARGUMENTS: Final = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tools")
+_RESERVED_KWARGS: Final = frozenset((*_TEMPLATE_ARGUMENTS, "documents", "self", "tokenize"))
+
+
+async def render_conversation(
+    frontend: Frontend,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    template_kwargs: Mapping[str, Any] | None,
+) -> str:
+    """Render messages with the model's chat template.
+
+    Raises:
+        InvalidRequestError: a message or an option cannot be served, or the template refuses the conversation.
+    """
+    if continue_final_message and add_generation_prompt:
+        message = "`continue_final_message` and `add_generation_prompt` cannot both be true."
+        raise InvalidRequestError(message, param="continue_final_message")
+    kwargs = dict(template_kwargs or {})
+    for name in _RESERVED_KWARGS.intersection(kwargs):
+        message = f"`chat_template_kwargs.{name}` cannot be set."
+        raise InvalidRequestError(message, param=f"chat_template_kwargs.{name}")
+    tokenizer = frontend.tokenizer
+    has_developer_role = "developer" in (tokenizer.chat_template or "")
+    built = build_messages(messages, has_developer_role=has_developer_role)
+    render = functools.partial(
+        tokenizer.apply_chat_template,
+        built,
+        add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
+        continue_final_message=bool(continue_final_message),
+        **kwargs,
+    )
+    if sum(_num_chars(message) for message in messages) < LONG_TEXT_CHARS:
+        return render()
+    return await asyncio.to_thread(render)
+
+
+def build_messages(messages: Sequence[ChatMessage], *, has_developer_role: bool) -> list[dict[str, Any]]:
+    """Shape messages as chat templates expect them. A template without a developer role gets it as system."""
+    if not messages:
+        raise InvalidRequestError("`messages` must not be empty.", param="messages")
+    built: list[dict[str, Any]] = []
+    for index, message in enumerate(messages):
+        role = "system" if message.role == "developer" and not has_developer_role else message.role
+        texts = content_texts(message, f"messages[{index}].content")
+        is_whole = message.content is None or isinstance(message.content, str)
+        content = "".join(texts) if is_whole else [{"type": "text", "text": text} for text in texts]
+        entry: dict[str, Any] = {"role": role, "content": content}
+        for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
+            if (value := getattr(message, name)) is not None:
+                entry[name] = value
+        if message.tool_calls:
+            entry["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        built.append(entry)
+    return built
+
+
+def content_texts(message: ChatMessage, param: str) -> list[str]:
+    """Return the texts of a message's content: one, or one per part."""
+    if message.content is None:
+        if message.role != "assistant":
+            raise InvalidRequestError(f"`{param}` is missing.", param=param)
+        return []
+    if isinstance(message.content, str):
+        return [message.content]
+    return [_part_text(part, f"{param}[{index}]") for index, part in enumerate(message.content)]
+
+
+def _num_chars(message: ChatMessage) -> int:
+    if isinstance(message.content, list):
+        return sum(len((part if isinstance(part, str) else part.text) or "") for part in message.content)
+    return len(message.content or "")
+
+
+def _part_text(part: str | ContentPart, param: str) -> str:
+    if isinstance(part, str):
+        return part
+    if part.type not in (*_TEXT_PARTS, "refusal"):
+        message = f"Content parts of type {part.type!r} are not supported by this model; only text is."
+        raise InvalidRequestError(message, param=f"{param}.type")
+    field = "refusal" if part.type == "refusal" else "text"
+    text: str | None = getattr(part, field)
+    if text is None:
+        raise InvalidRequestError(f"`{param}.{field}` is missing.", param=f"{param}.{field}")
+    return text

@@ -1,0 +1,177 @@
+"""From the fields of a request to `SamplingParams`: defaults, refusals and limits. No HTTP."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypeVar
+
+from quire_server.api.openai.schemas import UNSERVED, CompletionRequest, GenerationFields
+from quire_server.config import SchedulingPolicy
+from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.frontend import Frontend
+from quire_server.sampling_params import SamplingParams
+
+T = TypeVar("T")
+
+MAX_N = 128
+LOGIT_BIAS_LIMIT = 100.0
+COMPLETION_MAX_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What a field that the client left out means: `Frontend.generation_defaults`, or the neutral value."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """What the loaded model can take."""
+
+    max_model_len: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, frontend: Frontend) -> "ModelLimits":
+        """Raises ModelLoadingError before the engine is ready."""
+        max_model_len = frontend.max_model_len
+        assert frontend.client.info is not None
+        return cls(max_model_len=max_model_len, vocab_size=frontend.client.info.vocab_size)
+
+
+def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None:
+    """Refuse a request that needs something this server does not do, naming the field.
+
+    Raises:
+        InvalidRequestError: a field of `UNSERVED` asks for something, or two fields contradict each other.
+    """
+    for name, neutral_values in UNSERVED.items():
+        value = getattr(request, name, None)
+        if value is not None and not _is_neutral(value, neutral_values):
+            raise InvalidRequestError(f"`{name}` is not supported by this server.", param=name)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequestError("`stream_options` can only be given with `stream: true`.", param="stream_options")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequestError("`prompt_logprobs` is not available with `stream: true`.", param="prompt_logprobs")
+    if request.priority and policy != "priority":
+        raise InvalidRequestError("`priority` needs a server started with --scheduling-policy priority.", "priority")
+    if request.cache_salt == "":
+        raise InvalidRequestError("`cache_salt` must not be empty.", param="cache_salt")
+
+
+def _is_neutral(value: object, neutral_values: Collection[object]) -> bool:
+    return any(value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in neutral_values)
+
+
+def truncate_prompt(token_ids: list[int], request: GenerationFields, limits: ModelLimits) -> list[int]:
+    """Cut a prompt to `truncate_prompt_tokens`: from the left unless told otherwise, as its end matters most."""
+    size = request.truncate_prompt_tokens
+    if size is None:
+        return token_ids
+    if size < -1 or size == 0 or size > limits.max_model_len:
+        rule = f"`truncate_prompt_tokens` must be -1 or in [1, {limits.max_model_len}], got {size}."
+        raise InvalidRequestError(rule, param="truncate_prompt_tokens")
+    if size == -1:
+        size = limits.max_model_len - max(1, request.requested_max_tokens or 1)
+    if size < 1 or len(token_ids) <= size:
+        return token_ids
+    return token_ids[:size] if request.truncation_side == "right" else token_ids[-size:]
+
+
+def check_prompt(token_ids: list[int], limits: ModelLimits, param: str) -> None:
+    """Refuse an empty prompt and token ids that the model does not have."""
+    if not token_ids:
+        raise InvalidRequestError("The prompt is empty.", param=param)
+    check_token_ids(token_ids, limits, param)
+
+
+def check_token_ids(token_ids: Collection[int], limits: ModelLimits, param: str) -> None:
+    """Refuse token ids that the model does not have."""
+    if token_ids and (min(token_ids) < 0 or max(token_ids) >= limits.vocab_size):
+        worst = next(id_ for id_ in token_ids if not 0 <= id_ < limits.vocab_size)
+        message = f"Token id {worst} is out of vocabulary: ids are in [0, {limits.vocab_size})."
+        raise InvalidRequestError(message, param=param)
+
+
+def build_sampling_params(
+    request: GenerationFields,
+    defaults: SamplingDefaults,
+    limits: ModelLimits,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+) -> SamplingParams:
+    """Fill in defaults and check the values. `seed` is the request's; answer i of several gets seed + i later."""
+    _check_choices(request, defaults)
+    logit_bias = request.logit_bias or {}
+    check_token_ids(logit_bias, limits, "logit_bias")
+    check_token_ids(request.allowed_token_ids or (), limits, "allowed_token_ids")
+    check_token_ids(request.stop_token_ids or (), limits, "stop_token_ids")
+    allowed = request.allowed_token_ids
+    return SamplingParams(
+        n=_or(request.n, 1),
+        presence_penalty=_or(request.presence_penalty, 0.0),
+        frequency_penalty=_or(request.frequency_penalty, 0.0),
+        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
+        temperature=_or(request.temperature, defaults.temperature),
+        top_p=_or(request.top_p, defaults.top_p),
+        top_k=min(_or(request.top_k, defaults.top_k), limits.vocab_size),
+        min_p=_or(request.min_p, defaults.min_p),
+        seed=request.seed,
+        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        max_tokens=max_tokens,
+        min_tokens=_or(request.min_tokens, 0),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        skip_special_tokens=_or(request.skip_special_tokens, True),
+        spaces_between_special_tokens=_or(request.spaces_between_special_tokens, True),
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in logit_bias.items()},
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+    )
+
+
+def fit_max_tokens(request: GenerationFields, defaults: SamplingDefaults, limits: ModelLimits, prompt_len: int) -> int:
+    """Choose how many tokens may be generated after a prompt of `prompt_len` tokens.
+
+    Raises:
+        ContextLengthError: prompt and answer do not fit the model's context.
+    """
+    is_text = isinstance(request, CompletionRequest)
+    requested = request.requested_max_tokens
+    if requested is not None and requested < (0 if is_text and request.echo else 1):
+        raise InvalidRequestError(f"max_tokens must be at least 1, got {requested}.", param="max_tokens")
+    room = limits.max_model_len - prompt_len
+    needed = 1 if requested is None else requested
+    if needed > room:
+        raise ContextLengthError(
+            f"This model's maximum context length is {limits.max_model_len} tokens. However, you requested "
+            f"{prompt_len + needed} tokens ({prompt_len} in the {'prompt' if is_text else 'messages'}, {needed} in the "
+            f"completion). Please reduce the length of the {'prompt' if is_text else 'messages'} or completion.",
+            param="prompt" if is_text else "messages",
+        )
+    if requested is not None:
+        return requested
+    if is_text:
+        return min(room, COMPLETION_MAX_TOKENS)
+    return min(room, _or(defaults.max_tokens, room))
+
+
+def _check_choices(request: GenerationFields, defaults: SamplingDefaults) -> None:
+    n = _or(request.n, 1)
+    if not 1 <= n <= MAX_N:
+        raise InvalidRequestError(f"n must be in [1, {MAX_N}], got {n}.", param="n")
+    if n > 1 and _or(request.temperature, defaults.temperature) < 1e-5:
+        raise InvalidRequestError(f"n must be 1 when sampling is greedy (temperature 0), got {n}.", param="n")
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,369 @@
+"""The asyncio bridge to the engine process: requests go in, token ids come out, and every request reaches one end.
+
+Owns the two sockets, the open requests, and the verdict on whether the engine lives. Knows token ids alone: text is
+made in `output_processor`. Lives on one event loop and never blocks it.
+
+Invariants: a request is open from `generate()` until its stream has its last output, failed or was closed; closing a
+stream before its end aborts the request in the engine at once; once `died` is set, every open stream raises
+`EngineDeadError`, and no new one is made.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from quire_contract.phases import Phase, Readiness
+from quire_contract.termination import TerminationMessage
+from quire_server.config import EngineConfig
+from quire_server.engine.launch import EngineProcess
+from quire_server.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineProgress,
+    EngineReady,
+    EngineStep,
+    FromEngine,
+    ResetPrefixCache,
+    Shutdown,
+    ToEngine,
+    encode,
+    from_engine_decoder,
+)
+from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output_stream import OutputStream
+from quire_server.engine.queue_limit import QueueLimit
+from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.errors import (
+    DrainingError,
+    EngineDeadError,
+    InvalidRequestError,
+    ModelLoadingError,
+    QuireError,
+)
+
+LOADING_RETRY_AFTER_S = 5.0
+DRAINING_RETRY_AFTER_S = 1.0
+LAST_WORDS_S = 0.5
+"""How long a dead engine's socket is read for the message that says why."""
+
+
+class EngineClient:
+    """The engine as the API process sees it."""
+
+    def __init__(
+        self,
+        process: EngineProcess,
+        config: EngineConfig,
+        *,
+        heartbeat_timeout_s: float = 60.0,
+        on_step: Callable[[EngineStep], None] | None = None,
+    ) -> None:
+        self.info: EngineReady | None = None
+        self.stats = SchedulerStats()
+        self.last_heartbeat = 0.0
+        """Unix time of the last message from the engine; 0 before the first."""
+        self.died = asyncio.Event()
+        self.death: TerminationMessage | None = None
+        """Why the engine died; set together with `died`."""
+        self._process = process
+        self._config = config
+        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._on_step = on_step
+        self._limit = QueueLimit(config.scheduler.max_num_queued_reqs, config.scheduler.max_num_seqs)
+        self._readiness = Readiness(phase=Phase.STARTING)
+        self._open: dict[str, OutputStream] = {}
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+        self._settled = asyncio.Event()  # ready or dead
+        self._is_draining = False
+        self._is_stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: _Sockets | None = None
+        self._exit_fd: int | None = None
+
+    # ---- start and end ----
+
+    async def start(self, config: EngineConfig | None = None) -> None:
+        """Connect and hand the engine its configuration; returns at once, `readiness` says the rest.
+
+        `config` replaces the one given before, whose model path may not have been known then.
+        """
+        self._config = config or self._config
+        self._sockets = _Sockets(self._process)
+        self._watch_exit()
+        self._spawn(self._read(self._sockets))
+        self._spawn(self._watch_heartbeat())
+        self._process.configure(self._config)
+
+    async def wait_until_ready(self) -> EngineReady:
+        """Wait for the end of the start.
+
+        Raises:
+            EngineDeadError: it did not end in readiness.
+        """
+        await self._settled.wait()
+        if self.info is None:
+            raise self._dead_error()
+        return self.info
+
+    def report(self, readiness: Readiness) -> None:
+        """Say what goes on before the engine is started, such as a download."""
+        self._readiness = readiness
+
+    def begin_drain(self) -> None:
+        """Take no more requests; those that are open go on."""
+        self._is_draining = True
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no more requests, wait for the open ones, then end the rest with `DrainingError`; returns how many."""
+        self.begin_drain()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._none_open.wait(), timeout_s)
+        return self.fail_open_requests(DrainingError("The server shut down before this request was finished."))
+
+    def fail_open_requests(self, error: QuireError) -> int:
+        """End every open request with `error`, here and in the engine; returns how many there were."""
+        open_streams = list(self._open.values())
+        if open_streams:
+            self._send(AbortRequests(request_ids=list(self._open)))
+        self._open.clear()
+        self._none_open.set()
+        for stream in open_streams:
+            stream.fail(error)
+        return len(open_streams)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """End the engine process and free everything. Open requests end with `EngineDeadError`."""
+        self._is_stopping = True
+        self.fail_open_requests(EngineDeadError("The engine was stopped."))
+        if self._sockets is not None:
+            self._send(Shutdown())
+            grace_s = grace_s if self.info is not None else 0.0  # while it loads it does not listen
+            if not await asyncio.to_thread(self._process.wait, grace_s):
+                await asyncio.to_thread(self._process.terminate, 1.0)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._unwatch_exit()
+        if self._sockets is not None:
+            self._sockets.close()
+            self._sockets = None
+        await asyncio.to_thread(self._process.close)
+
+    # ---- state ----
+
+    @property
+    def readiness(self) -> Readiness:
+        if self.death is not None:
+            return Readiness(phase=Phase.FAILED, message=self.death.message)
+        if self._is_draining or self._is_stopping:
+            return Readiness(phase=Phase.DRAINING, message=f"{len(self._open)} requests still run")
+        return self._readiness
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine, started or still starting, may yet serve."""
+        return self.death is None
+
+    @property
+    def num_open_requests(self) -> int:
+        return len(self._open)
+
+    # ---- requests ----
+
+    def generate(self, request: EngineRequest) -> OutputStream:
+        """Send a request to the engine; iterate over the result, and close it to abort.
+
+        Raises (here, before any output):
+            ModelLoadingError, DrainingError, EngineDeadError: no request is taken now.
+            QueueFullError: too many wait.
+            InvalidRequestError: the request id is in use.
+        While iterating:
+            EngineDeadError, DrainingError: the request ended without its answer.
+        """
+        self._check_accepting()
+        if request.request_id in self._open:
+            raise InvalidRequestError(f"A request with id {request.request_id!r} is running.", param="request_id")
+        self._limit.check(len(self._open), self.stats, time.monotonic())
+        stream = OutputStream(request.request_id, self._abort_closed)
+        self._open[request.request_id] = stream
+        self._none_open.clear()
+        self._send(AddRequest(request))
+        return stream
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """End requests with FinishReason.ABORT; ids that are not open are ignored."""
+        streams = [stream for request_id in request_ids if (stream := self._forget(request_id)) is not None]
+        if streams:
+            self._send(AbortRequests(request_ids=[stream.request_id for stream in streams]))
+        for stream in streams:
+            stream.put(RequestOutput(request_id=stream.request_id, finish_reason=FinishReason.ABORT))
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no running request holds."""
+        self._check_accepting()
+        self._send(ResetPrefixCache())
+
+    def _check_accepting(self) -> None:
+        if self.death is not None:
+            raise self._dead_error()
+        if self._is_draining or self._is_stopping:
+            raise DrainingError("The server is shutting down.", retry_after_s=DRAINING_RETRY_AFTER_S)
+        if self.info is None:
+            raise ModelLoadingError(
+                f"The model is not ready yet (phase {self._readiness.phase}).", retry_after_s=LOADING_RETRY_AFTER_S
+            )
+
+    def _abort_closed(self, request_id: str) -> None:
+        if self._forget(request_id) is not None:
+            self._send(AbortRequests(request_ids=[request_id]))
+
+    def _forget(self, request_id: str) -> OutputStream | None:
+        stream = self._open.pop(request_id, None)
+        if not self._open:
+            self._none_open.set()
+        return stream
+
+    def _send(self, message: ToEngine) -> None:
+        if self._sockets is None or self.death is not None:
+            return
+        try:
+            self._sockets.sender.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # no peer: it never connected, or is gone and the exit watch is about to say so
+            return
+
+    # ---- messages ----
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, sockets: "_Sockets") -> None:
+        while self.death is None:
+            encoded = await sockets.receiver.recv()
+            try:
+                message = from_engine_decoder.decode(encoded)
+            except msgspec.DecodeError as error:
+                self._die(TerminationMessage(code="EngineFailed", stage="Serving", message=f"Bad message: {error}"))
+                return
+            self._dispatch(message)
+
+    def _dispatch(self, message: FromEngine) -> None:
+        self.last_heartbeat = time.time()
+        match message:
+            case EngineStep():
+                self._on_engine_step(message)
+            case EngineProgress():
+                self._readiness = Readiness(phase=message.phase, message=message.message, percent=message.percent)
+            case EngineReady():
+                self.info = message
+                self._readiness = Readiness(phase=Phase.READY)
+                self._settled.set()
+            case EngineFailed():
+                self._die(message.message)
+
+    def _on_engine_step(self, step: EngineStep) -> None:
+        self.stats = step.stats
+        for output in step.outputs:
+            if output.finish_reason is None:
+                stream = self._open.get(output.request_id)
+            else:
+                stream = self._forget(output.request_id)
+                self._limit.record_finish(time.monotonic())
+            if stream is not None:
+                stream.put(output)
+        if self._on_step is not None:
+            self._on_step(step)
+
+    # ---- death ----
+
+    def _watch_exit(self) -> None:
+        try:
+            self._exit_fd = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:  # already reaped
+            self._spawn(self._on_exit())
+            return
+        asyncio.get_running_loop().add_reader(self._exit_fd, self._on_exit_event)
+
+    def _unwatch_exit(self) -> None:
+        if self._exit_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._exit_fd)
+            os.close(self._exit_fd)
+            self._exit_fd = None
+
+    def _on_exit_event(self) -> None:
+        self._unwatch_exit()
+        self._spawn(self._on_exit())
+
+    async def _on_exit(self) -> None:
+        if not self._is_stopping:
+            await asyncio.sleep(LAST_WORDS_S)  # its last words may still be in the socket
+            self._die(_describe_exit(self._process.exit_code or 0, self.info is not None))
+
+    async def _watch_heartbeat(self) -> None:
+        """Count silence in ticks of this loop, so that a suspended machine is not taken for a hung engine."""
+        tick_s = min(1.0, self._heartbeat_timeout_s / 4)
+        silence_s = 0.0
+        last_seen = self.last_heartbeat
+        while silence_s < self._heartbeat_timeout_s:
+            await asyncio.sleep(tick_s)
+            is_silent = self.info is not None and self.last_heartbeat == last_seen
+            silence_s = silence_s + tick_s if is_silent else 0.0
+            last_seen = self.last_heartbeat
+        message = f"The engine loop has said nothing for {silence_s:.0f} s."
+        self._die(TerminationMessage(code="EngineHung", stage="Serving", message=message))
+
+    def _die(self, message: TerminationMessage) -> None:
+        if self.death is not None or self._is_stopping:
+            return
+        self.death = message
+        for stream in self._open.values():
+            stream.fail(self._dead_error())
+        self._open.clear()
+        self._none_open.set()
+        self._settled.set()
+        self.died.set()
+
+    def _dead_error(self) -> EngineDeadError:
+        reason = self.death.message if self.death is not None else "it was stopped"
+        return EngineDeadError(f"The engine is dead: {reason}")
+
+
+class _Sockets:
+    """The API process's ends: `sender` for requests (never blocks), `receiver` for outputs."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self._context = zmq.asyncio.Context()
+        self.receiver = self._context.socket(zmq.PULL)
+        self.receiver.set_hwm(0)
+        self.receiver.bind(process.from_engine)
+        self.sender: zmq.Socket[bytes] = zmq.Context(self._context).socket(zmq.PUSH)
+        self.sender.set_hwm(0)
+        self.sender.bind(process.to_engine)
+
+    def close(self) -> None:
+        self.sender.close(linger=0)
+        self.receiver.close(linger=0)
+        self._context.destroy(linger=0)
+
+
+def _describe_exit(exit_code: int, was_ready: bool) -> TerminationMessage:
+    stage = "Serving" if was_ready else "Loading"
+    if exit_code == -signal.SIGKILL:
+        return TerminationMessage(
+            code="EngineKilled",
+            stage=stage,
+            message="The engine process was killed (SIGKILL), most often for its memory.",
+            hint="Raise the memory limit, or lower --gpu-memory-utilization or --max-model-len.",
+        )
+    how = f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited with code {exit_code}"
+    return TerminationMessage(code="EngineDied", stage=stage, message=f"The engine process {how}; its log says why.")

@@ -1,0 +1,103 @@
+"""The engine's step: schedule → execute → update.
+
+Owns the scheduler, and the outputs that no step makes (a refusal, an abort). Does not know processes, sockets or time.
+What `step` returns is all that clients hear: every request that was added gets exactly one output with a finish reason,
+unless the runner raises. That is fatal: the caller fails all of `unfinished_request_ids` and ends the engine.
+"""
+
+from dataclasses import dataclass, field
+
+from quire_server.config import SchedulerConfig
+from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
+from quire_server.engine.output import RequestOutput, Runner, SchedulerOutput, SchedulerStats
+from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.scheduler import Scheduler
+from quire_server.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCoreConfig:
+    """All that the engine core needs to know; numbers that are known once the model is loaded."""
+
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    max_model_len: int
+    num_blocks: int
+    """Blocks of the KV tensors, the reserved block 0 among them."""
+    block_size: int
+    sliding_window: int | None = None
+    """Positions that a token sees, itself included. Set only when it is the same in every layer."""
+    enable_prefix_caching: bool = True
+
+
+class EngineCore:
+    """Runs requests, one step at a time."""
+
+    def __init__(self, config: EngineCoreConfig, runner: Runner) -> None:
+        kv_cache = KVCacheManager(
+            KVCacheParams(
+                num_blocks=config.num_blocks,
+                block_size=config.block_size,
+                max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+                sliding_window=config.sliding_window,
+                enable_prefix_caching=config.enable_prefix_caching,
+            )
+        )
+        self._scheduler = Scheduler(config.scheduler, kv_cache, config.max_model_len)
+        self._runner = runner
+        self._pending_outputs: list[RequestOutput] = []
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` has anything to do: requests to run, outputs to return, or removals to tell the runner."""
+        return self._scheduler.has_unfinished or bool(self._pending_outputs)
+
+    @property
+    def unfinished_request_ids(self) -> list[str]:
+        """Requests whose end has not been returned by `step`. Right even after the runner has raised."""
+        return self._scheduler.request_ids + [output.request_id for output in self._pending_outputs]
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Take a request. One that can never run ends at the next step, with an error that says why."""
+        try:
+            self._scheduler.add_request(request)
+        except InvalidRequestError as error:
+            self._pending_outputs.append(
+                RequestOutput(request_id=request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
+            )
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        """End requests, at any moment. Those that were live get an output at the next step; others are ignored."""
+        for request_id in self._scheduler.abort_requests(request_ids):
+            self._pending_outputs.append(RequestOutput(request_id=request_id, finish_reason=FinishReason.ABORT))
+
+    def step(self, now: float) -> list[RequestOutput]:
+        """Run one step. `now` is the Unix time in seconds.
+
+        The runner is called only when there is something for it to do. Whatever it raises is passed on.
+        """
+        outputs: list[RequestOutput] = []
+        scheduler_output = self._scheduler.schedule(now)
+        if _is_worth_running(scheduler_output):
+            runner_output = self._runner.execute(scheduler_output)
+            outputs = self._scheduler.update_from_output(scheduler_output, runner_output)
+        pending_outputs, self._pending_outputs = self._pending_outputs, []
+        return pending_outputs + outputs
+
+    def stats(self) -> SchedulerStats:
+        return self._scheduler.stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Let no request find what was computed before now. Running requests go on."""
+        self._scheduler.reset_prefix_cache()
+
+    def check_integrity(self) -> None:
+        """Assert the engine's invariants. Costs as much as there are blocks: for tests and for idle moments."""
+        self._scheduler.check_integrity()
+
+
+def _is_worth_running(scheduler_output: SchedulerOutput) -> bool:
+    return bool(
+        scheduler_output.total_num_scheduled_tokens
+        or scheduler_output.removed_request_ids
+        or scheduler_output.block_copies
+    )

@@ -1,0 +1,215 @@
+"""The engine process: `python -m quire_server.engine_process`, started by the API process (`engine.launch`).
+
+Owns the process: its sockets, its imports, its loop and its end. Decides nothing about requests (`engine.core`) and
+computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step, and one a second when there
+is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the termination message, sent as
+EngineFailed, and ends the process with status 1. A request that is itself at fault gets an output that says so.
+"""
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import msgspec
+import zmq
+
+from quire_contract.phases import Phase
+from quire_contract.termination import TerminationMessage, write_termination
+from quire_server.config import EngineConfig
+from quire_server.engine.core import EngineCore
+from quire_server.engine.launch import receive_launch
+from quire_server.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineProgress,
+    EngineStep,
+    FromEngine,
+    ResetPrefixCache,
+    Shutdown,
+    ToEngine,
+    encode,
+    to_engine_decoder,
+)
+from quire_server.engine.output import RequestOutput
+from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.validation import validate_request
+from quire_server.errors import InvalidRequestError, StartupError
+from quire_server.logs import configure_logging
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_MS = 1000
+_LAST_WORDS_MS = 2000
+
+
+class EngineSockets:
+    """Both ends of the bridge, as this process has them. Messages are never dropped."""
+
+    def __init__(self, to_engine: str, from_engine: str) -> None:
+        self._context = zmq.Context()
+        self._receiver = self._context.socket(zmq.PULL)
+        self._sender = self._context.socket(zmq.PUSH)
+        for socket, address in ((self._receiver, to_engine), (self._sender, from_engine)):
+            socket.set_hwm(0)
+            socket.connect(address)
+
+    def send(self, message: FromEngine) -> None:
+        self._sender.send(encode(message))
+
+    def receive(self, timeout_ms: int) -> list[bytes]:
+        """Return what has come; waits for the first message for at most `timeout_ms`."""
+        frames: list[bytes] = []
+        if timeout_ms > 0 and not self._receiver.poll(timeout_ms):
+            return frames
+        while True:
+            try:
+                frames.append(self._receiver.recv(zmq.NOBLOCK))
+            except zmq.Again:
+                return frames
+
+    def close(self) -> None:
+        """Close; what was sent still goes out, for a moment."""
+        self._receiver.close(linger=0)
+        self._sender.close(linger=_LAST_WORDS_MS)
+        self._context.term()
+
+
+class EngineLoop:
+    """Drains the inbox, steps, and sends what came of it."""
+
+    def __init__(self, core: EngineCore, sockets: EngineSockets, *, vocab_size: int) -> None:
+        self._core = core
+        self._sockets = sockets
+        self._vocab_size = vocab_size
+        self._refusals: list[RequestOutput] = []
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Return after Shutdown. Whatever the runner raises is passed on: the engine cannot go on."""
+        while not self._is_stopping:
+            is_idle = not self._core.has_unfinished and not self._refusals
+            for frame in self._sockets.receive(HEARTBEAT_MS if is_idle else 0):
+                self._take(frame)
+            self._step()
+
+    def _step(self) -> None:
+        outputs, self._refusals = self._refusals, []
+        now = time.time()
+        if self._core.has_unfinished:
+            outputs += self._core.step(now)
+        self._sockets.send(EngineStep(outputs=outputs, stats=self._core.stats(), time=now))
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            self._handle(to_engine_decoder.decode(frame))
+        except (msgspec.DecodeError, InvalidRequestError) as error:
+            self._refuse(_find_request_id(frame), str(error))
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case AddRequest(request):
+                self._add(request)
+            case AbortRequests(request_ids):
+                self._core.abort_requests(request_ids)
+            case ResetPrefixCache():
+                self._core.reset_prefix_cache()
+            case Shutdown():
+                self._is_stopping = True
+
+    def _add(self, request: EngineRequest) -> None:
+        validate_request(request, self._vocab_size)
+        self._core.add_request(request)
+
+    def _refuse(self, request_id: str | None, reason: str) -> None:
+        logger.warning("Refused request_id=%s: %s", request_id, reason)
+        if request_id is not None:
+            output = RequestOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=reason)
+            self._refusals.append(output)
+
+
+def _find_request_id(frame: bytes) -> str | None:
+    """The request id of a message that is not well-formed, so that its client hears of it."""
+    try:
+        request_id = msgspec.msgpack.decode(frame)["request"]["request_id"]
+    except (msgspec.DecodeError, KeyError, TypeError, IndexError):
+        return None
+    return request_id if isinstance(request_id, str) else None
+
+
+def run_engine(config: EngineConfig, to_engine: str, from_engine: str) -> int:
+    """Serve until Shutdown or a failure. Returns the exit status of the process."""
+    sockets = EngineSockets(to_engine, from_engine)
+    stage = "Loading"
+    try:
+        sockets.send(EngineProgress(phase=Phase.STARTING, message="Importing"))
+        from quire_server.runner.startup import start_engine  # torch: after the parent knows that this process lives
+
+        imported_seconds = {"import": round(_process_age_seconds(), 4)}
+        engine = start_engine(config, on_progress=sockets.send, earlier_seconds=imported_seconds)
+        stage = "Serving"
+        sockets.send(engine.info)
+        EngineLoop(engine.core, sockets, vocab_size=engine.info.vocab_size).run()
+    except StartupError as error:
+        logger.error("%s%s", error, f" {error.termination.hint}" if error.termination.hint else "")
+        return _fail(sockets, error.termination)
+    except Exception as error:  # noqa: BLE001 - the one place where every failure ends
+        logger.critical("The engine failed:\n%s", traceback.format_exc())
+        return _fail(sockets, _describe(error, stage))
+    sockets.close()
+    return 0
+
+
+def _describe(error: Exception, stage: str) -> TerminationMessage:
+    # torch's allocator raises a plain RuntimeError on a CPU, and a subclass of it named so on a GPU.
+    is_memory = (
+        isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+    )
+    return TerminationMessage(
+        code="OutOfMemory" if is_memory else "EngineFailed",
+        stage=stage,
+        message=f"{type(error).__name__}: {error}",
+        hint="Raise the memory limit, or lower --max-num-batched-tokens or --max-model-len." if is_memory else "",
+    )
+
+
+def _fail(sockets: EngineSockets, message: TerminationMessage) -> int:
+    write_termination(message)
+    sockets.send(EngineFailed(message))
+    sockets.close()
+    return 1
+
+
+def _process_age_seconds() -> float:
+    """Seconds since this process was made, interpreter start included."""
+    with open("/proc/self/stat", encoding="ascii") as stat, open("/proc/uptime", encoding="ascii") as uptime:
+        start_ticks = int(stat.read().rpartition(")")[2].split()[19])
+        return float(uptime.read().split()[0]) - start_ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Run the process from its first instruction to its last."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the API process decides when to end
+    threading.Thread(target=_import_ahead, name="import", daemon=True).start()
+    launch = receive_launch()
+    configure_logging(launch.config.log_format, launch.config.log_level)
+    status = run_engine(launch.config, launch.to_engine, launch.from_engine)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)  # the parent watch holds stdin's lock, and there is nothing to clean up
+
+
+def _import_ahead() -> None:
+    """Import torch while the parent is still finding out what to serve. A failure comes up again in `run_engine`."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("quire_server.runner.startup")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""OPT: learned positions, layer norms, ReLU, biases. OPT-350m norms after each half and projects its embeddings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quire_server.errors import UnsupportedModelError
+from quire_server.models.hf_config import parse_activation, require
+from quire_server.models.spec import AttentionSpec, DecoderSpec, LearnedPositionsSpec, MlpSpec, NormSpec
+from quire_server.models.weight_map import Family, LayerWeights, LinearWeights, WeightMap
+
+_POSITION_OFFSET = 2
+_LAYER = "model.decoder.layers.{layer}"
+OPT_WEIGHTS = WeightMap(
+    token_embedding="model.decoder.embed_tokens",
+    position_embedding="model.decoder.embed_positions",
+    project_in=LinearWeights(modules=("model.decoder.project_in",), shard_dim=None),
+    layer=LayerWeights(
+        attention_norm=f"{_LAYER}.self_attn_layer_norm",
+        qkv=LinearWeights(modules=tuple(f"{_LAYER}.self_attn.{name}_proj" for name in "qkv"), shard_dim=0),
+        attention_output=LinearWeights(modules=(f"{_LAYER}.self_attn.out_proj",), shard_dim=1),
+        mlp_norm=f"{_LAYER}.final_layer_norm",
+        mlp_input=LinearWeights(modules=(f"{_LAYER}.fc1",), shard_dim=0),
+        mlp_output=LinearWeights(modules=(f"{_LAYER}.fc2",), shard_dim=1),
+    ),
+    final_norm="model.decoder.final_layer_norm",
+    project_out=LinearWeights(modules=("model.decoder.project_out",), shard_dim=None),
+    lm_head=LinearWeights(modules=("lm_head",), shard_dim=0),
+    aliases=(("model.decoder.", "decoder."),),
+)
+
+
+def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """Build the spec. Raises CheckpointError, UnsupportedModelError."""
+    hidden_size, num_heads = require(config, "hidden_size"), require(config, "num_attention_heads")
+    num_layers, max_position = require(config, "num_hidden_layers"), require(config, "max_position_embeddings")
+    is_pre_norm, has_bias = config.get("do_layer_norm_before", True), config.get("enable_bias", True)
+    if not config.get("layer_norm_elementwise_affine", True):
+        raise UnsupportedModelError("OPT with layer_norm_elementwise_affine=false (Galactica) is not supported.")
+    return DecoderSpec(
+        architecture="OPTForCausalLM",
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        embedding_size=config.get("word_embed_proj_dim") or hidden_size,
+        vocab_size=require(config, "vocab_size"),
+        max_position_embeddings=max_position,
+        norm=NormSpec(kind="layer", eps=1e-5, has_bias=True),
+        norm_placement="pre" if is_pre_norm else "post",
+        has_final_norm=is_pre_norm and not config.get("_remove_final_layer_norm", False),
+        attention=AttentionSpec(
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            head_dim=hidden_size // num_heads,
+            scale=(hidden_size // num_heads) ** -0.5,
+            has_qkv_bias=has_bias,
+            has_output_bias=has_bias,
+        ),
+        mlp=MlpSpec(
+            intermediate_size=require(config, "ffn_dim"),
+            activation=parse_activation(config.get("activation_function", "relu")),
+            is_gated=False,
+            has_bias=has_bias,
+        ),
+        learned_positions=LearnedPositionsSpec(num_positions=max_position, offset=_POSITION_OFFSET),
+        sliding_windows=(None,) * num_layers,
+        tie_word_embeddings=config.get("tie_word_embeddings", True),
+    )
+
+
+FAMILY = Family(build_spec=build_spec, weights=OPT_WEIGHTS)

@@ -1,0 +1,34 @@
+"""Which architectures there are. A new family is a new file in `families/` and a line here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from quire_server.errors import UnsupportedModelError
+from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, qwen2, qwen3
+from quire_server.models.weight_map import Family
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": llama.FAMILY,
+    "LLaMAForCausalLM": llama.FAMILY,
+    "YiForCausalLM": llama.FAMILY,
+    "MistralForCausalLM": mistral.FAMILY,
+    "Qwen2ForCausalLM": qwen2.FAMILY,
+    "Qwen3ForCausalLM": qwen3.FAMILY,
+    "GemmaForCausalLM": gemma.GEMMA,
+    "Gemma2ForCausalLM": gemma.GEMMA2,
+    "OPTForCausalLM": opt.FAMILY,
+    "GPTNeoXForCausalLM": gpt_neox.FAMILY,
+}
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """Return the family of a config. Raises UnsupportedModelError listing what is supported."""
+    architectures = config.get("architectures") or []
+    for architecture in architectures:
+        if architecture in FAMILIES:
+            return FAMILIES[architecture]
+    named = ", ".join(architectures) or f"none (model_type {config.get('model_type')!r})"
+    raise UnsupportedModelError(
+        f"The model's architecture is {named}; supported are {', '.join(sorted(FAMILIES))}.",
+        hint="Choose a model of a supported architecture.",
+    )

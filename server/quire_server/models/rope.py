@@ -1,0 +1,165 @@
+"""Rotary positions: from a config to frequencies. Pure; `rope_table` turns them into what the kernel reads.
+
+Scalings, each as `transformers` computes it: linear (kaiokendev), dynamic NTK (bloc97, emozilla), yarn (Peng et al.,
+2023), llama3 (Meta's Llama 3.1), longrope (Ding et al., 2024).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from quire_server.errors import UnsupportedModelError
+from quire_server.models.hf_config import require
+from quire_server.models.spec import RopeSpec
+
+Frequencies = tuple[float, ...]
+
+
+def build_rope_spec(config: Mapping[str, Any], head_dim: int) -> RopeSpec:
+    """Build the rotary positions of a config, old style (`rope_theta`, `rope_scaling`) or new (`rope_parameters`).
+
+    Raises UnsupportedModelError for an unknown scaling, CheckpointError for a missing field.
+    """
+    parameters = _rope_parameters(config)
+    rotary_dim = int(head_dim * parameters["partial_rotary_factor"] + 1e-6)
+    base: float = parameters["rope_theta"]
+    inv_freq = _base_frequencies(base, rotary_dim)
+    kind = parameters["rope_type"]
+    if kind not in _SCALINGS:
+        raise UnsupportedModelError(f"rope scaling {kind!r} is not supported ({', '.join(_SCALINGS)} are).")
+    return _SCALINGS[kind](inv_freq, rotary_dim, parameters)
+
+
+def scaled_context_len(config: Mapping[str, Any]) -> int:
+    """Return how many tokens the model reads. Scalings that stretch `max_position_embeddings` have not yet done so."""
+    max_position = int(require(config, "max_position_embeddings"))
+    parameters = _rope_parameters(config)
+    if parameters["rope_type"] in ("linear", "dynamic"):
+        return int(max_position * parameters["factor"])
+    if parameters["rope_type"] == "yarn":
+        return max(max_position, int(parameters["original_max_position_embeddings"] * parameters["factor"]))
+    return max_position
+
+
+def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Join the old style and the new. `type` is an older name of `rope_type`, `su` of longrope, `mrope` of default."""
+    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    parameters["rope_type"] = {"su": "longrope", "mrope": "default"}.get(kind, kind)
+    parameters.setdefault("rope_theta", config.get("rope_theta") or config.get("rotary_emb_base") or 10000.0)
+    partial = config.get("partial_rotary_factor") or config.get("rotary_pct") or 1.0
+    parameters.setdefault("partial_rotary_factor", partial)
+    parameters["max_position_embeddings"] = require(config, "max_position_embeddings")
+    original = config.get("original_max_position_embeddings")
+    if original is not None or parameters.get("original_max_position_embeddings") is None:
+        parameters["original_max_position_embeddings"] = original or parameters["max_position_embeddings"]
+    return parameters
+
+
+def _base_frequencies(base: float, rotary_dim: int) -> Frequencies:
+    return tuple(base ** (-i / rotary_dim) for i in range(0, rotary_dim, 2))
+
+
+def _default(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    return RopeSpec(rotary_dim=rotary_dim, inv_freq=inv_freq)
+
+
+def _linear(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    factor = require(parameters, "factor")
+    return RopeSpec(rotary_dim=rotary_dim, inv_freq=tuple(f / factor for f in inv_freq))
+
+
+def _dynamic(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    """Unscaled within the trained context; beyond it, scaled once for the longest context, as vLLM does.
+
+    Scaling anew with every token, as the definition has it, would disagree with the keys already cached.
+    """
+    factor = require(parameters, "factor")
+    stretch = (factor * factor - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
+    return RopeSpec(
+        rotary_dim=rotary_dim,
+        inv_freq=inv_freq,
+        long_inv_freq=_base_frequencies(parameters["rope_theta"] * stretch, rotary_dim),
+        short_context_len=parameters["max_position_embeddings"],
+    )
+
+
+def _llama3(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    factor: float = require(parameters, "factor")
+    context_len: int = parameters["original_max_position_embeddings"]
+    low: float = require(parameters, "low_freq_factor")
+    high: float = require(parameters, "high_freq_factor")
+
+    def scaled(frequency: float) -> float:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < context_len / high:
+            return frequency
+        if wavelength > context_len / low:
+            return frequency / factor
+        smooth = (context_len / wavelength - low) / (high - low)
+        return (1 - smooth) * frequency / factor + smooth * frequency
+
+    return RopeSpec(rotary_dim=rotary_dim, inv_freq=tuple(map(scaled, inv_freq)))
+
+
+def _yarn(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    base: float = parameters["rope_theta"]
+    context_len: int = parameters["original_max_position_embeddings"]
+    factor: float = parameters.get("factor") or parameters["max_position_embeddings"] / context_len
+
+    def dimension_of(num_rotations: float) -> float:
+        return rotary_dim * math.log(context_len / (num_rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension_of(parameters.get("beta_fast") or 32), dimension_of(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    if low == high:
+        high += 0.001
+
+    def scale(index: int, frequency: float) -> float:
+        interpolated = min(max((index - low) / (high - low), 0.0), 1.0)
+        return frequency / factor * interpolated + frequency * (1 - interpolated)
+
+    return RopeSpec(
+        rotary_dim=rotary_dim,
+        inv_freq=tuple(scale(i, frequency) for i, frequency in enumerate(inv_freq)),
+        attention_factor=_yarn_attention_factor(factor, parameters),
+    )
+
+
+def _yarn_attention_factor(factor: float, parameters: Mapping[str, Any]) -> float:
+    def mscale(multiplier: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+    explicit = parameters.get("attention_factor")
+    if explicit is not None:
+        return float(explicit)
+    multiplier, multiplier_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return mscale(multiplier) / mscale(multiplier_all) if multiplier and multiplier_all else mscale(1.0)
+
+
+def _longrope(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
+    context_len = parameters["original_max_position_embeddings"]
+    factor = parameters.get("factor") or parameters["max_position_embeddings"] / context_len
+    attention_factor = parameters.get("attention_factor")
+    if attention_factor is None:
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context_len))
+    short, long = require(parameters, "short_factor"), require(parameters, "long_factor")
+    return RopeSpec(
+        rotary_dim=rotary_dim,
+        inv_freq=tuple(frequency / divisor for frequency, divisor in zip(inv_freq, short, strict=True)),
+        long_inv_freq=tuple(frequency / divisor for frequency, divisor in zip(inv_freq, long, strict=True)),
+        short_context_len=context_len,
+        attention_factor=attention_factor,
+    )
+
+
+_SCALINGS: dict[str, Callable[[Frequencies, int, Mapping[str, Any]], RopeSpec]] = {
+    "default": _default,
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}

@@ -1,0 +1,139 @@
+"""From the engine's token ids to what a client is shown: text, finish reason, log-probabilities with their texts.
+
+Used by the HTTP layer (through `Frontend`) and by `LLM`. Pure: no clock, no sockets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.tokens.detokenizer import Detokenizer
+from quire_server.tokens.tokenizer import Tokenizer
+
+MIN_LOGPROB = -9999.0
+"""JSON has no minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobEntry:
+    """One token of a distribution, ready to show."""
+
+    token_id: int
+    token: str
+    """May hold U+FFFD where the token is not whole characters; `bytes` is exact."""
+    bytes: bytes
+    logprob: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class PositionLogprobs:
+    """The token at a position, and the most likely ones, best first."""
+
+    chosen: LogprobEntry
+    top: tuple[LogprobEntry, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionDelta:
+    """What was added to one completion; the last one carries `finish_reason`.
+
+    `text` may lag behind `token_ids` (an incomplete character, the possible beginning of a stop string); joined, the
+    texts are the whole answer.
+    """
+
+    request_id: str
+    text: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[PositionLogprobs] = ()
+    """One per token of `token_ids`, where they were asked for."""
+    prompt_logprobs: Sequence[PositionLogprobs] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    """The stop string or stop token id that ended it; None for end-of-sequence."""
+    num_output_tokens: int
+    """Of the completion so far, this delta included."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that the prefix cache already held."""
+    error: str | None = None
+    """With FinishReason.ERROR: what to tell the client."""
+
+
+class OutputProcessor:
+    """Turns the outputs of one request into deltas, in order."""
+
+    def __init__(self, tokenizer: Tokenizer, request: EngineRequest) -> None:
+        params = request.sampling_params
+        self._tokenizer = tokenizer
+        self._request_id = request.request_id
+        self._include_stop = params.include_stop_str_in_output
+        self._detokenizer: Detokenizer | None = None
+        if params.detokenize:
+            self._detokenizer = Detokenizer(
+                tokenizer.text_source(request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens),
+                stops=params.stop,
+                include_stop=params.include_stop_str_in_output,
+                min_tokens=params.min_tokens,
+            )
+        self._num_output_tokens = 0
+        self._is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last delta was made. True while the engine still runs: a stop string, so abort the request."""
+        return self._is_finished
+
+    def process(self, output: RequestOutput) -> CompletionDelta:
+        """Return what this output adds. Must not be called once `is_finished`."""
+        assert not self._is_finished, self._request_id
+        text, num_taken, stop = self._text_of(output)
+        finish_reason = FinishReason.STOP if stop is not None else output.finish_reason
+        self._num_output_tokens += num_taken
+        self._is_finished = finish_reason is not None
+        return CompletionDelta(
+            request_id=self._request_id,
+            text=text,
+            token_ids=output.new_token_ids[:num_taken],
+            logprobs=self._describe(output.logprobs[:num_taken]),
+            prompt_logprobs=self._describe(output.prompt_logprobs),
+            finish_reason=finish_reason,
+            stop_reason=stop if stop is not None else output.stop_reason,
+            num_output_tokens=self._num_output_tokens,
+            num_cached_tokens=output.num_cached_tokens,
+            error=output.error,
+        )
+
+    def _text_of(self, output: RequestOutput) -> tuple[str, int, str | None]:
+        """Return the text, how many of the tokens count, and the stop string that was met."""
+        token_ids = output.new_token_ids
+        detokenizer = self._detokenizer
+        if detokenizer is None:
+            return "", len(token_ids), None
+        # A token that ended the sequence is no text, unless what stops is asked for.
+        has_silent_end = output.finish_reason is FinishReason.STOP and not self._include_stop and bool(token_ids)
+        text = detokenizer.push(token_ids[:-1] if has_silent_end else token_ids)
+        if output.finish_reason is not None:
+            text += detokenizer.finish()
+        if detokenizer.stop is not None:
+            return text, detokenizer.num_tokens - self._num_output_tokens, detokenizer.stop
+        detokenizer.skip(int(has_silent_end))
+        return text, len(token_ids), None
+
+    def _describe(self, positions: Sequence[TokenLogprobs]) -> Sequence[PositionLogprobs]:
+        return [describe_logprobs(self._tokenizer, position) for position in positions] if positions else ()
+
+
+def describe_logprobs(tokenizer: Tokenizer, position: TokenLogprobs) -> PositionLogprobs:
+    """Add the tokens' texts to one position's log-probabilities."""
+    return PositionLogprobs(
+        _entry(tokenizer, position.token_id, position.logprob, position.rank),
+        tuple(
+            _entry(tokenizer, token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(position.top, start=1)
+        ),
+    )
+
+
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: float, rank: int) -> LogprobEntry:
+    token_bytes = tokenizer.token_bytes(token_id)
+    return LogprobEntry(token_id, token_bytes.decode(errors="replace"), token_bytes, max(logprob, MIN_LOGPROB), rank)

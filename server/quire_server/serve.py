@@ -1,0 +1,80 @@
+"""`quire serve`: the API process from its first instruction to its last.
+
+Order matters here: the port is bound first, so that `/readyz` can say what goes on; then the engine process is started,
+so that it imports torch while this process imports its HTTP stack; then the model's files are fetched and loaded. This
+process never imports torch.
+
+Ends: SIGTERM or SIGINT drains (exit 0); a failed start or a dead engine ends it with the termination message written
+(exit 1). A second signal ends the draining early.
+"""
+
+import logging
+import socket
+
+from quire_contract.termination import TerminationMessage, write_termination
+from quire_server.arguments import ServeArguments
+from quire_server.engine.launch import EngineProcess
+from quire_server.errors import ConfigError, StartupError
+from quire_server.logs import configure_logging
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+
+
+def run(arguments: ServeArguments) -> int:
+    """Serve until told to end; return the exit code."""
+    engine_config = arguments.config.engine
+    configure_logging(
+        engine_config.log_format,
+        engine_config.log_level,
+        access_log=arguments.access_log,
+        excluded_paths=arguments.quiet_paths,
+    )
+    for warning in arguments.warnings:
+        log.warning("%s", warning)
+    try:
+        listener = bind(arguments.config.host, arguments.config.port)
+    except StartupError as error:
+        return fail(error.termination)
+    with listener:
+        process = EngineProcess()
+        try:
+            return _run_loop(arguments, listener, process)
+        finally:
+            process.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_dual = family is socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}.", stage="Starting") from error
+
+
+def fail(message: TerminationMessage) -> int:
+    """Say why the process ends; return its exit code."""
+    log.error("%s: %s%s", message.code, message.message, f" {message.hint}" if message.hint else "")
+    write_termination(message)
+    return 1
+
+
+def _run_loop(arguments: ServeArguments, listener: socket.socket, process: EngineProcess) -> int:
+    import asyncio  # after the engine was started: from here on the imports are heavy
+
+    import uvloop
+
+    from quire_server.serving import Serving
+
+    async def serve() -> int:
+        return await Serving(arguments, listener, process).run()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())

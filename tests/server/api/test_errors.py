@@ -1,0 +1,216 @@
+"""Whatever goes wrong, the client gets OpenAI's error body with the right status; and who may ask at all."""
+
+import pytest
+
+from quire_contract.phases import Phase
+from quire_contract.termination import TerminationMessage
+from quire_server.engine.messages import EngineFailed, EngineProgress
+from quire_server.errors import DrainingError
+
+pytestmark = pytest.mark.anyio
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("body", [b"{", b"", b"[1]", b"nul", b"\xff\xfe", b'{"messages": [] '])
+async def test_bad_json(world, check_error, body):
+    check_error(await world.http.post(CHAT, content=body), 400)
+
+
+async def test_wrong_content_type(world, check_error):
+    response = await world.http.post(
+        CHAT, content=b"a=b", headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert "Content-Type" in check_error(response, 400)
+
+
+async def test_missing_field(world, check_error):
+    assert "messages" in check_error(await world.http.post(CHAT, json={}), 400, param="messages")
+
+
+async def test_unknown_model(world, check_error):
+    message = check_error(await world.chat(model="gpt-4"), 404, param="model", code="model_not_found")
+    assert message == "The model `gpt-4` does not exist."
+
+
+async def test_unknown_path_and_method(world, check_error):
+    check_error(await world.http.get("/v1/nothing"), 404)
+    response = await world.http.get(CHAT)
+    check_error(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+async def test_token_ids_out_of_vocabulary(world, check_error):
+    assert "300" in check_error(await world.complete(prompt=[1, 300]), 400, param="prompt")
+    check_error(await world.complete(prompt=[-1]), 400, param="prompt")
+    check_error(await world.http.post("/detokenize", json={"tokens": [300]}), 400, param="tokens")
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+async def test_large_bodies(build_world, check_error, is_declared):
+    world = build_world(max_request_body_bytes=1000)
+    world.load()
+    world.engine.answer("x")
+    assert (await world.chat()).status_code == 200
+
+    async def pieces():
+        for _ in range(20):
+            yield b" " * 100
+
+    content = b" " * 2000 if is_declared else pieces()
+    response = await world.http.post(CHAT, content=content)
+    check_error(response, 413, code="payload_too_large")
+
+
+async def test_full_queue(build_world, check_error):
+    world = build_world(scheduler={"max_num_queued_reqs": 1, "max_num_seqs": 1})
+    world.load()
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    held = [world.exchange(CHAT, body) for _ in range(2)]
+    await world.engine.next_request(1)
+    for stream in (False, True):
+        response = await world.chat(stream=stream)
+        check_error(response, 429, code="queue_full")
+        assert int(response.headers["retry-after"]) >= 1
+    for exchange in held:
+        await exchange.hang_up()
+
+
+async def test_loading(build_world, check_error):
+    world = build_world()
+    for post in (world.chat, world.complete):
+        response = await post()
+        check_error(response, 503, code="model_loading")
+        assert int(response.headers["retry-after"]) >= 1
+    check_error(await world.http.post("/tokenize", json={"prompt": "x"}), 503, code="model_loading")
+    assert (await world.http.get("/v1/models")).status_code == 200
+
+
+async def test_draining(world, check_error):
+    world.engine.begin_drain()
+    response = await world.chat()
+    check_error(response, 503, code="draining")
+    assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_dead_engine(world, check_error):
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    waiting = world.exchange(CHAT, body)
+    await world.engine.next_request()
+    world.engine._dispatch(EngineFailed(TerminationMessage(code="Bug", stage="Serving", message="It broke.")))
+    assert (await waiting.next_message())["status"] == 500
+    assert b'"code":"engine_dead"' in (await waiting.next_message())["body"]
+    assert "It broke." in check_error(await world.chat(), 500, code="engine_dead")
+
+
+@pytest.mark.parametrize("error", ["death", "drain"])
+async def test_errors_after_the_start_of_a_stream_are_events(world, error):
+    exchange = world.exchange(CHAT, {"messages": [{"role": "user", "content": "hi"}], "stream": True})
+    request = await world.engine.next_request()
+    assert (await exchange.next_message())["status"] == 200
+    world.engine.emit(world.engine.output(request, "so far"))
+    assert b"so far" in (await exchange.next_message())["body"]
+    if error == "death":
+        world.engine._dispatch(EngineFailed(TerminationMessage(code="Bug", stage="Serving", message="It broke.")))
+    else:
+        world.engine.fail_open_requests(DrainingError("Shut down."))
+    event = (await exchange.next_message())["body"]
+    assert event.startswith(b'data: {"error":{"message":')
+    assert (b"engine_dead" if error == "death" else b"draining") in event
+    assert (await exchange.next_message())["body"] == b"data: [DONE]\n\n"
+    assert (await exchange.next_message()) == {"type": "http.response.body", "body": b"", "more_body": False}
+    await exchange.task
+
+
+async def test_a_bug_is_a_500_without_its_details(world, check_error):
+    def script(request):
+        raise AssertionError
+
+    world.frontend.client.generate = script
+    message = check_error(await world.chat(), 500)
+    assert message == "Internal server error."
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (None, 401),
+        ("Bearer wrong", 401),
+        ("Bearer ", 401),
+        ("Basic one", 401),
+        ("one", 401),
+        ("Bearer one", 200),
+        ("bearer two", 200),
+        ("Bearer onetwo", 401),
+    ],
+)
+async def test_keys(build_world, check_error, header, status):
+    world = build_world(api_keys=("one", "two"))
+    world.load()
+    headers = {} if header is None else {"authorization": header}
+    for method, path, body in [
+        ("GET", "/v1/models", None),
+        ("POST", "/tokenize", {"prompt": "x"}),
+        ("POST", "/detokenize", {"tokens": [1]}),
+    ]:
+        response = await world.http.request(method, path, json=body, headers=headers)
+        if status == 401:
+            check_error(response, 401, code="invalid_api_key")
+            assert response.headers["www-authenticate"] == "Bearer"
+        else:
+            assert response.status_code == 200
+    for path in ("/health", "/livez", "/readyz", "/metrics", "/version", "/openapi.json"):
+        assert (await world.http.get(path, headers=headers)).status_code == 200
+
+
+async def test_cors(build_world):
+    world = build_world(allowed_origins=("https://ui.example",), api_keys=("k",))
+    ask = {"origin": "https://ui.example", "access-control-request-method": "POST"}
+    response = await world.http.options(CHAT, headers=ask)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "https://ui.example"
+    refused = await world.http.post(CHAT, json={}, headers={"origin": "https://ui.example"})
+    assert refused.headers["access-control-allow-origin"] == "https://ui.example"
+    assert (await world.http.options(CHAT, headers={**ask, "origin": "https://other"})).status_code == 400
+
+
+@pytest.mark.parametrize("is_echoed", [True, False])
+async def test_request_ids(build_world, is_echoed):
+    world = build_world(enable_request_id_headers=is_echoed)
+    world.load()
+    world.engine.answer("x")
+    response = await world.http.post(
+        CHAT, json={"messages": [{"role": "user", "content": "x"}]}, headers={"X-Request-Id": "abc"}
+    )
+    assert response.json()["id"] == "chatcmpl-abc"
+    assert response.headers.get("x-request-id") == ("abc" if is_echoed else None)
+    response = await world.chat()
+    if is_echoed:
+        assert response.json()["id"] == f"chatcmpl-{response.headers['x-request-id']}"
+        assert (await world.http.get("/nothing")).headers["x-request-id"]
+
+
+async def test_probes_through_a_life(build_world):
+    world = build_world()
+
+    async def probe(path):
+        response = await world.http.get(path)
+        return response.status_code, response
+
+    async def statuses():
+        return [(await probe(path))[0] for path in ("/livez", "/readyz", "/health", "/ping", "/metrics")]
+
+    assert await statuses() == [200, 503, 503, 503, 200]
+    world.engine._dispatch(EngineProgress(phase=Phase.LOADING, message="Reading weights", percent=40.0))
+    assert (await probe("/readyz"))[1].json() == {"phase": "Loading", "message": "Reading weights", "percent": 40.0}
+    world.load()
+    assert await statuses() == [200, 200, 200, 200, 200]
+    assert (await probe("/readyz"))[1].json() == {"phase": "Ready"}
+    assert (await probe("/health"))[1].content == b""
+    world.engine.begin_drain()
+    assert await statuses() == [200, 503, 200, 200, 200]
+    assert (await probe("/readyz"))[1].json()["phase"] == "Draining"
+    world.engine._dispatch(EngineFailed(TerminationMessage(code="Bug", stage="Serving", message="It broke.")))
+    assert await statuses() == [503, 503, 503, 503, 200]
+    assert (await probe("/livez"))[1].text == "Bug: It broke."
+    assert (await probe("/readyz"))[1].json()["phase"] == "Failed"

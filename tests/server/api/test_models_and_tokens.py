@@ -1,0 +1,100 @@
+"""/v1/models, /tokenize, /detokenize, /version, /metrics and /openapi.json."""
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from quire_server.api.app import build_routes
+from quire_server.api.openai import responses
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_models(world, check_error):
+    body = (await world.http.get("/v1/models")).json()
+    assert body["object"] == "list"
+    assert [card["id"] for card in body["data"]] == ["tiny", "alias"]
+    card = body["data"][0]
+    assert (card["object"], card["owned_by"], card["root"], card["parent"]) == ("model", "quire", "org/tiny", None)
+    assert card["max_model_len"] == 256
+    assert (await world.http.get("/v1/models/alias")).json()["id"] == "alias"
+    check_error(await world.http.get("/v1/models/org/other"), 404, param="model", code="model_not_found")
+
+
+async def test_tokenize_text(world):
+    body = (await world.http.post("/tokenize", json={"prompt": "né", "return_token_strs": True})).json()
+    ids = world.tokenizer.encode("né")
+    assert body == {"count": 3, "max_model_len": 256, "tokens": ids, "token_strs": ["n", "\ufffd", "\ufffd"]}
+
+
+async def test_tokenize_conversation(world):
+    messages = [{"role": "user", "content": "hi"}]
+    body = (await world.http.post("/tokenize", json={"messages": messages})).json()
+    world.engine.answer("x")
+    await world.chat(messages=messages)
+    assert body["tokens"] == world.engine.requests[0].prompt_token_ids
+    assert body["token_strs"] is None
+    shorter = (await world.http.post("/tokenize", json={"messages": messages, "add_generation_prompt": False})).json()
+    assert shorter["count"] < body["count"]
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": []}])
+async def test_tokenize_wants_one_of_two(world, check_error, body):
+    check_error(await world.http.post("/tokenize", json=body), 400, param="prompt")
+
+
+async def test_detokenize(world):
+    ids = world.tokenizer.encode("<|im_start|>né")
+    response = await world.http.post("/detokenize", json={"tokens": ids, "model": "tiny"})
+    assert response.json() == {"prompt": "<|im_start|>né"}
+
+
+async def test_version(world):
+    assert (await world.http.get("/version")).json()["version"]
+
+
+async def test_metrics_count_requests(world):
+    world.engine.answer("abc", num_cached_tokens=1)
+    await world.complete(prompt="hello")
+    response = await world.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    labels = '{model_name="tiny",engine="0"}'
+    assert f"vllm:prompt_tokens_total{labels} 5.0" in response.text
+    assert f"vllm:generation_tokens_total{labels} 3.0" in response.text
+    assert f"vllm:e2e_request_latency_seconds_count{labels} 1.0" in response.text
+
+
+async def test_openapi_describes_every_route(world):
+    document = (await world.http.get("/openapi.json")).json()
+    assert document["openapi"] == "3.1.0"
+    described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
+    served = {
+        (route.path.replace(":path", ""), method)
+        for route in build_routes()
+        for method in route.methods - {"HEAD"}
+        if route.path != "/openapi.json"
+    }
+    assert described == served
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            assert operation["summary"]
+            assert "200" in operation["responses"]
+    chat = document["components"]["schemas"]["ChatCompletionRequest"]
+    assert chat["required"] == ["messages"]
+    assert chat["properties"]["temperature"]["description"]
+
+
+async def test_answers_match_their_description(world):
+    document = (await world.http.get("/openapi.json")).json()
+    components = document["components"]
+
+    def check(name, value):
+        schema = {"$ref": f"#/components/schemas/{name}", "components": components}
+        Draft202012Validator.check_schema(components["schemas"][name])
+        Draft202012Validator(schema).validate(value)
+
+    world.engine.answer("x", "y")
+    check(responses.ChatCompletion.__name__, (await world.chat()).json())
+    check(responses.Completion.__name__, (await world.complete(echo=True, return_token_ids=True)).json())
+    check(responses.ModelList.__name__, (await world.http.get("/v1/models")).json())
+    check(responses.ErrorResponse.__name__, (await world.chat(model="x")).json())
+    check("Readiness", (await world.http.get("/readyz")).json())

@@ -1,0 +1,244 @@
+"""A runner without a model, the naive loop that is its specification, and short builders.
+
+The fake model is one that forgives nothing. What it keeps for a token is a number made from the token, its position and
+the numbers of all tokens before it (or of those in the sliding window), read back through the block table. The next
+token is made from the last number. A wrong slot, a stale block, a copy too late or a prefix that is not the same:
+each changes every token that follows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from quire_server.config import SchedulerConfig
+from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
+from quire_server.engine.output import (
+    NewRequestData,
+    RequestOutput,
+    RunnerOutput,
+    RunningRequestData,
+    SchedulerOutput,
+    TokenLogprobs,
+)
+from quire_server.engine.request import EngineRequest, FinishReason, Request
+from quire_server.engine.scheduler import Scheduler
+from quire_server.sampling_params import SamplingParams
+
+VOCAB_SIZE = 11
+
+
+def attend(token_id: int, position: int, context: Sequence[int], weights: int = 0) -> int:
+    return hash((weights, token_id, position, *context))
+
+
+def sample(value: int) -> int:
+    return value % VOCAB_SIZE
+
+
+def visible(position: int, sliding_window: int | None) -> range:
+    """Positions before `position` that it sees."""
+    start = 0 if sliding_window is None else max(0, position - sliding_window + 1)
+    return range(start, position)
+
+
+@dataclass
+class _RunnerRequest:
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling_params: SamplingParams
+    block_table: list[int]
+    num_computed_tokens: int
+
+
+@dataclass
+class FakeRunner:
+    num_blocks: int
+    block_size: int
+    sliding_window: int | None = None
+    weights: int = 0
+    requests: dict[str, _RunnerRequest] = field(default_factory=dict)
+    steps: list[SchedulerOutput] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.kv: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
+
+    def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+        self.steps.append(scheduler_output)
+        for request_id in scheduler_output.removed_request_ids:
+            del self.requests[request_id]
+        self._copy_blocks(scheduler_output)
+        for new in scheduler_output.new_requests:
+            self._add(new)
+        for running in scheduler_output.running_requests:
+            self._continue(running)
+        scheduled = scheduler_output.num_scheduled_tokens
+        assert sum(scheduled.values()) == scheduler_output.total_num_scheduled_tokens
+        named = [r.request_id for r in [*scheduler_output.running_requests, *scheduler_output.new_requests]]
+        assert sorted(named) == sorted(scheduled)
+        return self._compute(scheduled)
+
+    def _copy_blocks(self, scheduler_output: SchedulerOutput) -> None:
+        sources = {block_copy.src for block_copy in scheduler_output.block_copies}
+        targets = [block_copy.dst for block_copy in scheduler_output.block_copies]
+        assert len(set(targets)) == len(targets)
+        assert not sources & set(targets), "copies run in any order"
+        for src, dst in scheduler_output.block_copies:
+            self.kv[dst] = list(self.kv[src])
+
+    def _add(self, new: NewRequestData) -> None:
+        assert new.request_id not in self.requests
+        self.requests[new.request_id] = _RunnerRequest(
+            token_ids=list(new.token_ids),
+            num_prompt_tokens=new.num_prompt_tokens,
+            sampling_params=new.sampling_params,
+            block_table=list(new.block_ids),
+            num_computed_tokens=new.num_computed_tokens,
+        )
+
+    def _continue(self, running: RunningRequestData) -> None:
+        request = self.requests[running.request_id]
+        assert running.num_computed_tokens == request.num_computed_tokens
+        request.block_table += running.new_block_ids
+
+    def _compute(self, num_scheduled_tokens: Mapping[str, int]) -> RunnerOutput:
+        sampled: dict[str, list[int]] = {}
+        logprobs: dict[str, list[TokenLogprobs]] = {}
+        prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
+        for request_id, num_tokens in num_scheduled_tokens.items():
+            request = self.requests[request_id]
+            assert num_tokens > 0
+            values = [self._compute_next(request) for _ in range(num_tokens)]
+            if request.sampling_params.prompt_logprobs is not None:
+                prompt_logprobs[request_id] = self._prompt_logprobs(request, values)
+            if request.num_computed_tokens == len(request.token_ids):
+                token_id = sample(values[-1])
+                request.token_ids.append(token_id)
+                sampled[request_id] = [token_id]
+                if request.sampling_params.logprobs is not None:
+                    logprobs[request_id] = [token_logprobs(token_id, values[-1])]
+        return RunnerOutput(sampled_token_ids=sampled, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+
+    def _compute_next(self, request: _RunnerRequest) -> int:
+        position = request.num_computed_tokens
+        context = [self._read(request, p) for p in visible(position, self.sliding_window)]
+        value = attend(request.token_ids[position], position, context, self.weights)
+        block_id = request.block_table[position // self.block_size]
+        assert block_id != 0, "the null block is not written"
+        self.kv[block_id][position % self.block_size] = value
+        request.num_computed_tokens += 1
+        return value
+
+    def _read(self, request: _RunnerRequest, position: int) -> int:
+        block_id = request.block_table[position // self.block_size]
+        assert block_id != 0, "the null block is not read"
+        value = self.kv[block_id][position % self.block_size]
+        assert value is not None, "read before written"
+        return value
+
+    def _prompt_logprobs(self, request: _RunnerRequest, values: list[int]) -> list[TokenLogprobs]:
+        start = request.num_computed_tokens - len(values)
+        last = request.num_prompt_tokens - 1
+        return [
+            token_logprobs(request.token_ids[p + 1], value) for p, value in enumerate(values, start) if p < last
+        ]
+
+
+def token_logprobs(token_id: int, value: int) -> TokenLogprobs:
+    return TokenLogprobs(token_id, -float(value % 1000), 1)
+
+
+@dataclass
+class Answer:
+    """All that a client has heard of a request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+
+    def add(self, output: RequestOutput) -> None:
+        assert self.finish_reason is None, "nothing follows the end"
+        self.token_ids += output.new_token_ids
+        self.logprobs += output.logprobs
+        self.prompt_logprobs += output.prompt_logprobs
+        self.finish_reason, self.stop_reason, self.error = output.finish_reason, output.stop_reason, output.error
+
+
+def naive_answer(
+    request: EngineRequest, *, max_model_len: int = 10**6, sliding_window: int | None = None, weights: int = 0
+) -> Answer:
+    """One request, one token at a time, no cache to get wrong."""
+    params = request.sampling_params
+    answer = Answer()
+    token_ids = list(request.prompt_token_ids)
+    values: list[int] = []
+    while True:
+        for position in range(len(values), len(token_ids)):
+            context = [values[p] for p in visible(position, sliding_window)]
+            values.append(attend(token_ids[position], position, context, weights))
+        if params.prompt_logprobs is not None and not answer.prompt_logprobs:
+            pairs = zip(request.prompt_token_ids[1:], values, strict=False)
+            answer.prompt_logprobs = [token_logprobs(token_id, value) for token_id, value in pairs]
+        if params.max_tokens == 0:
+            answer.finish_reason = FinishReason.LENGTH
+            return answer
+        token_id = sample(values[-1])
+        token_ids.append(token_id)
+        answer.token_ids.append(token_id)
+        if params.logprobs is not None:
+            answer.logprobs.append(token_logprobs(token_id, values[-1]))
+        if len(answer.token_ids) >= params.min_tokens:
+            if token_id in request.eos_token_ids and not params.ignore_eos:
+                answer.finish_reason = FinishReason.STOP
+                return answer
+            if token_id in params.stop_token_ids:
+                answer.finish_reason, answer.stop_reason = FinishReason.STOP, token_id
+                return answer
+        if len(answer.token_ids) == params.max_tokens or len(token_ids) == max_model_len:
+            answer.finish_reason = FinishReason.LENGTH
+            return answer
+
+
+def make_engine_request(
+    request_id: str = "a",
+    prompt: Sequence[int] = (1, 2, 3, 4, 5),
+    *,
+    eos_token_ids: tuple[int, ...] = (),
+    arrival_time: float = 0.0,
+    priority: int = 0,
+    cache_salt: str | None = None,
+    **params: object,
+) -> EngineRequest:
+    return EngineRequest(
+        request_id=request_id,
+        prompt_token_ids=list(prompt),
+        sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
+        eos_token_ids=eos_token_ids,
+        arrival_time=arrival_time,
+        priority=priority,
+        cache_salt=cache_salt,
+    )
+
+
+def make_request(request_id: str = "a", prompt: Sequence[int] = (1, 2, 3, 4, 5), **kwargs: object) -> Request:
+    return Request.from_engine_request(make_engine_request(request_id, prompt, **kwargs))  # type: ignore[arg-type]
+
+
+def make_manager(num_blocks: int = 11, block_size: int = 4, **kwargs: object) -> KVCacheManager:
+    """`num_blocks` counts the null block."""
+    params = {"max_num_batched_tokens": 64, **kwargs}
+    return KVCacheManager(KVCacheParams(num_blocks=num_blocks, block_size=block_size, **params))  # type: ignore[arg-type]
+
+
+def make_scheduler(
+    num_blocks: int = 101, block_size: int = 4, max_model_len: int = 1000, sliding_window: int | None = None, **kwargs: object
+) -> Scheduler:
+    config = SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, **kwargs})  # type: ignore[arg-type]
+    manager = make_manager(
+        num_blocks,
+        block_size,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        sliding_window=sliding_window,
+    )
+    return Scheduler(config, manager, max_model_len)

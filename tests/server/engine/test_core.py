@@ -1,0 +1,129 @@
+import pytest
+from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
+from quire_server.config import SchedulerConfig
+from quire_server.engine.core import EngineCore, EngineCoreConfig
+from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
+from quire_server.engine.request import FinishReason
+
+
+def make_core(num_blocks: int = 20, block_size: int = 4, **scheduler: object) -> tuple[EngineCore, FakeRunner]:
+    runner = FakeRunner(num_blocks, block_size)
+    config = EngineCoreConfig(
+        scheduler=SchedulerConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 16, **scheduler}),
+        max_model_len=100,
+        num_blocks=num_blocks,
+        block_size=block_size,
+    )
+    return EngineCore(config, runner), runner
+
+
+def run_to_the_end(core: EngineCore, max_steps: int = 200) -> list[RequestOutput]:
+    outputs = []
+    for _ in range(max_steps):
+        if not core.has_unfinished:
+            break
+        outputs += core.step(0.0)
+        core.check_integrity()
+    assert not core.has_unfinished
+    return outputs
+
+
+def test_a_request_runs_to_its_end() -> None:
+    core, runner = make_core()
+    request = make_engine_request("a", max_tokens=6)
+    core.add_request(request)
+    answer = Answer()
+    for output in run_to_the_end(core):
+        answer.add(output)
+    assert answer == naive_answer(request)
+    assert runner.requests == {}, "the runner has heard of the end"
+
+
+def test_an_idle_engine_does_not_call_the_runner() -> None:
+    core, runner = make_core()
+    assert core.step(0.0) == []
+    assert not core.has_unfinished
+    assert runner.steps == []
+
+
+def test_the_last_removal_is_delivered_by_a_step_of_its_own() -> None:
+    core, runner = make_core()
+    core.add_request(make_engine_request("a", max_tokens=1))
+    assert core.step(0.0)[0].finish_reason is FinishReason.LENGTH
+    assert core.has_unfinished
+    assert core.step(0.0) == []
+    assert runner.steps[-1] == SchedulerOutput(new_requests=[], running_requests=[], removed_request_ids=["a"], block_copies=[])
+
+
+def test_an_impossible_request_ends_with_an_error_and_the_others_go_on() -> None:
+    core, _ = make_core()
+    core.add_request(make_engine_request("long", range(90), max_tokens=20))
+    core.add_request(make_engine_request("a", max_tokens=1))
+    assert core.unfinished_request_ids == ["a", "long"]
+    long, a = core.step(0.0)
+    assert (long.request_id, long.finish_reason) == ("long", FinishReason.ERROR)
+    assert long.error is not None
+    assert "maximum context length is 100 tokens" in long.error
+    assert (a.request_id, a.finish_reason) == ("a", FinishReason.LENGTH)
+
+
+def test_an_aborted_request_hears_of_its_end_once() -> None:
+    core, _ = make_core()
+    core.add_request(make_engine_request("waiting"))
+    core.abort_requests(["waiting", "never seen"])
+    assert run_to_the_end(core) == [RequestOutput(request_id="waiting", finish_reason=FinishReason.ABORT)]
+    core.abort_requests(["waiting"])
+    assert not core.has_unfinished
+
+
+def test_a_running_request_is_aborted_between_steps() -> None:
+    core, runner = make_core()
+    core.add_request(make_engine_request("a", max_tokens=50))
+    core.step(0.0)
+    core.abort_requests(["a"])
+    (output,) = run_to_the_end(core)
+    assert output.finish_reason is FinishReason.ABORT
+    assert runner.requests == {}
+    assert core.stats().kv_cache_usage == 0.0
+
+
+class FailingRunner:
+    def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+        raise RuntimeError("out of memory")
+
+
+def test_when_the_runner_fails_everything_unfinished_can_still_be_named() -> None:
+    core, _ = make_core()
+    core._runner = FailingRunner()
+    for request_id in "ab":
+        core.add_request(make_engine_request(request_id))
+    core.add_request(make_engine_request("refused", []))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        core.step(0.0)
+    assert core.unfinished_request_ids == ["a", "b", "refused"]
+
+
+def test_after_a_reset_requests_rest_on_nothing_computed_before() -> None:
+    core, runner = make_core()
+    core.add_request(make_engine_request("old", range(10), max_tokens=20))
+    for _ in range(3):
+        core.step(0.0)
+    runner.weights = 1
+    core.reset_prefix_cache()
+    for _ in range(8):
+        core.step(0.0)
+    new = make_engine_request("new", range(10), max_tokens=20)
+    core.add_request(new)
+    answer = Answer()
+    for output in run_to_the_end(core):
+        if output.request_id == "new":
+            answer.add(output)
+    assert answer == naive_answer(new, weights=1)
+
+
+def test_stats_are_those_of_the_scheduler() -> None:
+    core, _ = make_core()
+    core.add_request(make_engine_request("a"))
+    assert core.stats().num_waiting == 1
+    core.step(0.0)
+    assert (core.stats().num_running, core.stats().num_steps) == (1, 1)

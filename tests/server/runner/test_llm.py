@@ -1,0 +1,187 @@
+"""Offline inference, end to end on a tiny checkpoint."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from quire_server import LLM, SamplingParams
+from quire_server.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
+
+PROMPT = "A quire is"
+GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(llama_checkpoint: Path) -> LLM:
+    return LLM(str(llama_checkpoint), dtype="float32", block_size=4, max_num_seqs=4, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def answer(llama_checkpoint: Path) -> list[int]:
+    """Ten greedy tokens after the prompt, by recomputation."""
+    model = LlamaForCausalLM.from_pretrained(llama_checkpoint, dtype=torch.float32).eval()
+    tokens = tokens_of(PROMPT)
+    with torch.inference_mode():
+        for _ in range(10):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(PROMPT) :]
+
+
+def tokens_of(text: str) -> list[int]:
+    """What the checkpoint's tokenizer makes of ASCII: one token per byte, in the order of GPT-2's alphabet."""
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [alphabet.index({" ": "Ġ"}.get(each, each)) for each in text]
+
+
+def test_every_kind_of_prompt(llm: LLM, answer: list[int]) -> None:
+    token_ids = tokens_of(PROMPT)
+    results = llm.generate(
+        [PROMPT, token_ids, {"prompt": PROMPT}, {"prompt_token_ids": token_ids}], GREEDY, use_tqdm=False
+    )
+    for result in results:
+        assert result.finished
+        assert result.prompt_token_ids == token_ids
+        assert result.outputs[0].token_ids == answer
+        assert result.outputs[0].finish_reason == "length"
+        assert result.outputs[0].text == llm.get_tokenizer().decode(answer)
+    assert [result.prompt for result in results] == [PROMPT, None, PROMPT, None]
+    assert len({result.request_id for result in results}) == 4
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, {"prompt": PROMPT}, tokens_of(PROMPT)], ids=["text", "mapping", "tokens"])
+def test_one_prompt_alone(llm: LLM, answer: list[int], prompt: str | list[int]) -> None:
+    (result,) = llm.generate(prompt, GREEDY, use_tqdm=False)
+    assert result.outputs[0].token_ids == answer
+
+
+def test_no_prompts(llm: LLM) -> None:
+    assert llm.generate([], use_tqdm=False) == []
+
+
+def test_each_prompt_has_its_own_parameters(llm: LLM, answer: list[int]) -> None:
+    params = [dataclasses.replace(GREEDY, max_tokens=length) for length in (3, 7, 1)]
+    results = llm.generate([PROMPT] * 3, params, use_tqdm=False)
+    assert [len(result.outputs[0].token_ids) for result in results] == [3, 7, 1]
+    with pytest.raises(InvalidRequestError, match="3 entries for 2 prompts"):
+        llm.generate([PROMPT] * 2, params, use_tqdm=False)
+
+
+def test_a_stop_string_ends_an_answer(llm: LLM, answer: list[int]) -> None:
+    text = llm.get_tokenizer().decode(answer)
+    stop = text[4]
+    (result,) = llm.generate(PROMPT, dataclasses.replace(GREEDY, stop=(stop,)), use_tqdm=False)
+    (output,) = result.outputs
+    assert output.text == text[: text.index(stop)]
+    assert (output.finish_reason, output.stop_reason) == ("stop", stop)
+    assert len(output.token_ids) < len(answer)
+
+
+def test_a_stop_token_ends_an_answer(llm: LLM, answer: list[int]) -> None:
+    stop = answer[2]
+    (result,) = llm.generate(PROMPT, dataclasses.replace(GREEDY, stop_token_ids=(stop,)), use_tqdm=False)
+    (output,) = result.outputs
+    assert output.token_ids == answer[: answer.index(stop) + 1]
+    assert (output.finish_reason, output.stop_reason) == ("stop", stop)
+
+
+def test_several_answers(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=5.0, seed=40, max_tokens=12, ignore_eos=True)
+    (together,) = llm.generate(PROMPT, params, use_tqdm=False)
+    assert [output.index for output in together.outputs] == [0, 1, 2]
+    alone = [
+        llm.generate(PROMPT, dataclasses.replace(params, n=1, seed=40 + index), use_tqdm=False)[0].outputs[0].token_ids
+        for index in range(3)
+    ]
+    assert [output.token_ids for output in together.outputs] == alone
+    assert len({tuple(token_ids) for token_ids in alone}) == 3
+
+
+def test_without_a_seed_answers_differ_and_runs_repeat(llama_checkpoint: Path) -> None:
+    params = SamplingParams(temperature=5.0, max_tokens=12, ignore_eos=True)
+
+    def answers(seed: int) -> list[list[int]]:
+        llm = LLM(str(llama_checkpoint), dtype="float32", max_num_seqs=4, num_threads=1, seed=seed)
+        return [result.outputs[0].token_ids for result in llm.generate([PROMPT] * 2, params, use_tqdm=False)]
+
+    first, second = answers(0)
+    assert first != second
+    assert answers(0) == [first, second]
+    assert answers(1) != [first, second]
+
+
+def test_logprobs(llm: LLM, answer: list[int]) -> None:
+    params = dataclasses.replace(GREEDY, logprobs=3, prompt_logprobs=1)
+    (result,) = llm.generate(PROMPT, params, use_tqdm=False)
+    (output,) = result.outputs
+    assert output.logprobs is not None
+    assert len(output.logprobs) == 10
+    for token_id, position in zip(answer, output.logprobs, strict=True):
+        assert len(position) == 3
+        assert position[token_id].rank == 1
+        assert position[token_id].logprob == max(each.logprob for each in position.values())
+        assert position[token_id].decoded_token == llm.get_tokenizer().token_text(token_id)
+    chosen = [position[token_id].logprob for token_id, position in zip(answer, output.logprobs, strict=True)]
+    assert output.cumulative_logprob == pytest.approx(sum(chosen))
+    assert result.prompt_logprobs is not None
+    assert result.prompt_logprobs[0] is None
+    scored = zip(tokens_of(PROMPT)[1:], result.prompt_logprobs[1:], strict=True)
+    assert all(position is not None and token_id in position for token_id, position in scored)
+
+
+def test_the_prefix_cache_is_used_and_can_be_reset(llm: LLM) -> None:
+    prompt = list(range(60, 100))
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens == 0
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens == 36
+    llm.reset_prefix_cache()
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens == 0
+
+
+def test_chat(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    (result,) = llm.chat(messages, GREEDY, use_tqdm=False)
+    tokenizer = llm.get_tokenizer()
+    assert tokenizer.decode(result.prompt_token_ids, skip_special_tokens=False) == "<|user|>Hi<|end|><|assistant|>"
+    assert len(result.outputs[0].token_ids) == 10
+    two = llm.chat([messages, [*messages, {"role": "assistant", "content": "Ho"}]], GREEDY, use_tqdm=False)
+    assert two[0].outputs[0].token_ids == result.outputs[0].token_ids
+    assert len(two[1].prompt_token_ids) > len(two[0].prompt_token_ids)
+
+
+def test_max_tokens_none_fills_the_context(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
+    (result,) = llm.generate(PROMPT, params, use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 128 - len(PROMPT)
+
+
+def test_what_cannot_work_is_refused_before_anything_runs(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError):
+        llm.generate([[1] * 128], GREEDY, use_tqdm=False)
+    with pytest.raises(InvalidRequestError, match="264"):
+        llm.generate([[264]], GREEDY, use_tqdm=False)
+    assert not llm._core.has_unfinished
+
+
+def test_a_refusal_by_the_engine_leaves_it_usable(llama_checkpoint: Path, answer: list[int]) -> None:
+    llm = LLM(str(llama_checkpoint), dtype="float32", num_threads=1, max_num_seqs=4)
+    with pytest.raises(InvalidRequestError, match="empty"):
+        llm.generate([PROMPT, []], GREEDY, use_tqdm=False)
+    assert llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs[0].token_ids == answer
+
+
+def test_progress_is_shown_when_asked_for(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:
+    llm.generate([PROMPT] * 2, GREEDY, use_tqdm=False)
+    assert "Prompts" not in capfd.readouterr().err
+    llm.generate([PROMPT] * 2, GREEDY)
+    assert "2/2" in capfd.readouterr().err
+
+
+def test_errors_at_the_start(llama_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max-model-len"):
+        LLM(str(llama_checkpoint), max_model_len=129)
+    with pytest.raises(CheckpointError):
+        LLM(str(tmp_path))
