@@ -57,7 +57,7 @@ test-gpu: setup ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
 bench-gpu: setup ## Measure on a CUDA device
-	@$(BIN)/python benchmarks/serving.py --device cuda --shape qwen3-0.6b
+	@$(BIN)/python benchmarks/offline.py --device cuda
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .cache kernels/quire_kernels/_cpu/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

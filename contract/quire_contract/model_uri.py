@@ -147,7 +147,8 @@ def _parse_file(scheme: Scheme, rest: str) -> ModelUri:
 def _parse_remote(scheme: Scheme, rest: str) -> ModelUri:
     authority, _, path = rest.partition("/")
     if "@" in authority:
-        raise _refuse(scheme, rest, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
+        shown = "…@" + rest.rpartition("@")[2]
+        raise _refuse(scheme, shown, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
     is_bucket = scheme in (Scheme.S3, Scheme.GS)
     if not (_BUCKET if is_bucket else _HOST).fullmatch(authority):
         raise _refuse(scheme, rest, f"{authority!r} is not {'a bucket' if is_bucket else 'a host'}")

@@ -23,22 +23,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE_DIR = Path(__file__).parent / "_cpu" / "csrc"
-LIB_DIR = Path(__file__).parent / "_cpu" / "lib"
+from quire_kernels._cpu.variants import ISA_TO_COMPILER_OPTIONS, LIB_DIR, SOURCE_DIR, library_path
 
-# No -ffast-math: -inf masks attention and NaN must stay visible.
-COMMON_FLAGS = (
+# No -ffast-math: -inf masks attention and NaN must stay visible. -Wno-maybe-uninitialized: g++'s own AVX-512 headers.
+COMMON_OPTIONS = (
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),
 )
-LINK_FLAGS = ("-shared", "-static-libgcc", "-static-libstdc++", "-Wl,-O1", "-Wl,--as-needed")
-_AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mprefer-vector-width=512")
-ISA_FLAGS: dict[str, tuple[str, ...]] = {
-    "avx2": (*_AVX2, "-DQUIRE_ISA_AVX2"),
-    "avx512": (*_AVX512, "-DQUIRE_ISA_AVX512"),
-    "amx": (*_AVX512, "-mamx-tile", "-mamx-bf16", "-DQUIRE_ISA_AMX"),
-}
+LINK_OPTIONS = ("-shared", "-static-libgcc", "-static-libstdc++", "-Wl,-O1", "-Wl,--as-needed")
 
 
 class BuildError(Exception):
@@ -52,11 +45,6 @@ class BuildResult:
     isa: str
     path: Path
     is_fresh: bool
-
-
-def library_path(isa: str, lib_dir: Path = LIB_DIR) -> Path:
-    """Return where the library of this instruction set lies once built."""
-    return lib_dir / f"libquire_cpu_{isa}.so"
 
 
 def find_compiler() -> list[str]:
@@ -76,7 +64,7 @@ def find_compiler() -> list[str]:
 
 
 def build(
-    isas: Sequence[str] = tuple(ISA_FLAGS),
+    isas: Sequence[str] = tuple(ISA_TO_COMPILER_OPTIONS),
     *,
     source_dir: Path = SOURCE_DIR,
     lib_dir: Path = LIB_DIR,
@@ -85,7 +73,9 @@ def build(
 ) -> list[BuildResult]:
     """Bring the libraries of `isas` up to date and return them. Raises BuildError."""
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
-        raise BuildError(f"native kernels exist for Linux on x86-64 only, this is {platform.system()} {platform.machine()}")
+        raise BuildError(
+            f"native kernels exist for Linux on x86-64 only, this is {platform.system()} {platform.machine()}"
+        )
     compiler = find_compiler()
     version = _run([*compiler, "--version"]).splitlines()[0]
     sources = sorted(source_dir.glob("*.cpp"))
@@ -106,12 +96,12 @@ def build(
 def _compile(compiler: list[str], sources: list[Path], isas: list[str], scratch: Path, jobs: int) -> None:
     def compile_one(isa: str, source: Path) -> Path:
         target = scratch / f"{isa}_{source.stem}.o"
-        _run([*compiler, *COMMON_FLAGS, *ISA_FLAGS[isa], "-c", str(source), "-o", str(target)])
+        _run([*compiler, *COMMON_OPTIONS, *ISA_TO_COMPILER_OPTIONS[isa], "-c", str(source), "-o", str(target)])
         return target
 
     def link_one(isa: str) -> None:
         objects = [str(scratch / f"{isa}_{source.stem}.o") for source in sources]
-        _run([*compiler, *LINK_FLAGS, *objects, "-o", str(scratch / library_path(isa).name)])
+        _run([*compiler, *LINK_OPTIONS, *objects, "-o", str(scratch / library_path(isa).name)])
 
     # The largest sources first, so that none of them is compiled alone at the end.
     units = sorted(((isa, source) for isa in isas for source in sources), key=lambda unit: -unit[1].stat().st_size)
@@ -128,7 +118,9 @@ def _run(command: list[str]) -> str:
 
 
 def _digest(source_dir: Path, isa: str, compiler: list[str]) -> str:
-    digest = hashlib.sha256("\0".join([*compiler, *COMMON_FLAGS, *LINK_FLAGS, *ISA_FLAGS[isa]]).encode())
+    digest = hashlib.sha256(
+        "\0".join([*compiler, *COMMON_OPTIONS, *LINK_OPTIONS, *ISA_TO_COMPILER_OPTIONS[isa]]).encode()
+    )
     for path in sorted([*source_dir.glob("*.cpp"), *source_dir.glob("*.h")]):
         digest.update(f"\0{path.name}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -146,13 +138,18 @@ def _is_current(library: Path, digest: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build from the command line; print one line per library. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m quire_kernels.build", description="Compile Quire's CPU kernels.")
-    parser.add_argument("--isa", action="append", choices=tuple(ISA_FLAGS), help="only this one (repeatable); default: all")
+    parser.add_argument(
+        "--isa",
+        action="append",
+        choices=tuple(ISA_TO_COMPILER_OPTIONS),
+        help="only this one (repeatable); default: all",
+    )
     parser.add_argument("--force", action="store_true", help="compile even what is up to date")
     parser.add_argument("--jobs", type=int, default=None, metavar="N", help="compilers at a time; default: one per CPU")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
-        results = build(options.isa or tuple(ISA_FLAGS), is_forced=options.force, jobs=options.jobs)
+        results = build(options.isa or tuple(ISA_TO_COMPILER_OPTIONS), is_forced=options.force, jobs=options.jobs)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

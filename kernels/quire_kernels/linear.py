@@ -20,7 +20,9 @@ PANEL = 32  # output features per panel, kPanel in linear_layout.h
 STEP = 32  # in_features per step, kStep
 
 _pack = bind("quire_linear_pack_bf16", [POINTER, INT64, INT64, INT64, INT64, INT64, POINTER])
-_linear = bind("quire_linear_bf16", [POINTER, INT64, INT64, POINTER, INT64, INT64, POINTER, INT64, POINTER, INT64, INT64])
+_linear = bind(
+    "quire_linear_bf16", [POINTER, INT64, INT64, POINTER, INT64, INT64, POINTER, INT64, POINTER, INT64, INT64]
+)
 _gather = bind("quire_linear_gather_bf16", [POINTER, INT64, INT64, POINTER, INT64, POINTER], INT64)
 
 
@@ -133,9 +135,7 @@ def _pack_native(parts: list[Tensor]) -> PackedWeight:
     for index, part in enumerate(parts):
         rows = part if part.stride(1) == 1 else part.contiguous()
         is_last = index == len(parts) - 1
-        _pack.call(
-            rows.data_ptr(), rows.stride(0), rows.shape[0], in_features, first_row, is_last, data.data_ptr()
-        )
+        _pack.call(rows.data_ptr(), rows.stride(0), rows.shape[0], in_features, first_row, is_last, data.data_ptr())
         first_row += rows.shape[0]
     return PackedWeight(
         data=data, out_features=out_features, in_features=in_features, is_native=True, data_ptr=data.data_ptr()

@@ -4,6 +4,7 @@ Joins `EngineClient` (token ids), `OutputProcessor` (text) and `ServerMetrics` f
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -15,9 +16,12 @@ from quire_server.engine.client import LOADING_RETRY_AFTER_S, EngineClient
 from quire_server.engine.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 from quire_server.errors import ModelLoadingError
+from quire_server.logs import request_id_context
 from quire_server.metrics import RequestTimer, ServerMetrics
 from quire_server.output_processor import CompletionDelta, OutputProcessor
 from quire_server.tokens.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 LONG_TEXT_CHARS = 4096
 """From here on a text is tokenised in a thread; below, the hop costs more than the work."""
@@ -125,6 +129,9 @@ class Frontend:
 
         Raises (here, before any delta): what `EngineClient.generate` raises.
         """
+        request_id_context.set(request.request_id)
         processor = OutputProcessor(self.tokenizer, request)
         outputs = self.client.generate(request)
+        if self.config.log_requests:
+            log.info("Took request: prompt_tokens=%d %s", len(request.prompt_token_ids), request.sampling_params)
         return CompletionStream(outputs, processor, self.metrics.start_request(request))

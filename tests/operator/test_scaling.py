@@ -58,7 +58,15 @@ def test_one_decision(changes: dict[str, Any], replicas: int, reason: str) -> No
 
 def test_fewer_replicas_only_after_the_delay_and_only_down_to_what_was_needed() -> None:
     state = replace(QUIET, current_replicas=4, demand=10)
-    for now, demand, expected in [(0, 10, 4), (100, 20, 4), (200, 5, 4), (299, 5, 4), (300, 5, 3), (301, 5, 3), (599, 5, 3)]:
+    for now, demand, expected in [
+        (0, 10, 4),
+        (100, 20, 4),
+        (200, 5, 4),
+        (299, 5, 4),
+        (300, 5, 3),
+        (301, 5, 3),
+        (599, 5, 3),
+    ]:
         decision = decide(replace(state, now=float(now), demand=demand, last_demand_time=float(now)))
         assert decision.replicas == expected, now
         state = replace(state, current_replicas=decision.replicas, memory=decision.memory)

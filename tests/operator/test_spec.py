@@ -62,9 +62,7 @@ def test_everything_is_read(full: LLMDeploymentSpec) -> None:
     assert full.engine.env == {"A": "b"}
     assert set(full.engine.env_sources) == {"B", "C", "D"}
     assert full.engine.env_sources["C"] == {"fieldRef": {"fieldPath": "status.podIP"}}
-    assert full.resources == ResourcesSpec(
-        limits={"nvidia.com/gpu": "1", "memory": "16Gi"}, requests={"cpu": "500m"}
-    )
+    assert full.resources == ResourcesSpec(limits={"nvidia.com/gpu": "1", "memory": "16Gi"}, requests={"cpu": "500m"})
     assert full.scaling.schedules == (
         ScheduleSpec(start="0 8 * * 1-5", end="0 18 * * 1-5", timezone="Europe/Paris", min=1, max=None),
     )

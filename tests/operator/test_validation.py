@@ -92,7 +92,11 @@ def test_a_status_of_the_design_is_valid() -> None:
         "pendingReplicas": 0,
         "selector": "quire.dev/deployment=m",
         "endpoint": "http://m.default.svc/v1",
-        "model": {"revision": "abc", "bytes": 1 << 34, "download": {"percent": 99.5, "bytesPerSecond": 1, "etaSeconds": 1}},
+        "model": {
+            "revision": "abc",
+            "bytes": 1 << 34,
+            "download": {"percent": 99.5, "bytesPerSecond": 1, "etaSeconds": 1},
+        },
         "fit": {"weightsBytes": 1, "kvBytesPerToken": 1, "kvCapacityTokens": 1, "maxConcurrentSequences": 1},
         "coldStart": {"lastSeconds": 7.5, "p50Seconds": 8, "stages": {"pull": 1.5, "load": 2}},
         "scaling": {"demand": 0, "desired": 0, "reason": "idle", "history": [change] * 5},

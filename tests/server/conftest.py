@@ -1,8 +1,6 @@
 """A tiny checkpoint that every test of a whole server shares."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import pytest

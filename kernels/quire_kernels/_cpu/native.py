@@ -19,11 +19,12 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
-from quire_kernels.build import library_path
+from quire_kernels._cpu.variants import ISA_TO_CPU_FLAGS, library_path
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,6 @@ FLOAT: Final = ctypes.c_float
 ABI_VERSION = 1
 ISA_VARIABLE = "QUIRE_CPU_ISA"
 NO_ISA = "none"
-_AVX2_FLAGS = frozenset({"avx2", "fma", "f16c"})
-_AVX512_FLAGS = _AVX2_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-# Best first.
-ISA_TO_CPU_FLAGS: dict[str, frozenset[str]] = {
-    "amx": _AVX512_FLAGS | {"amx_tile", "amx_bf16"},
-    "avx512": _AVX512_FLAGS,
-    "avx2": _AVX2_FLAGS,
-}
 
 
 class NativeError(RuntimeError):
@@ -76,35 +69,39 @@ class NativeFunction:
         raise NativeError(f"{self.name} was called without a native library")
 
 
-class _State:
+@dataclass(slots=True)
+class _Active:
     """What is active in this process; written only by `_activate`."""
 
     library: ctypes.CDLL | None = None
     isa: str = NO_ISA
     is_chosen: bool = False
-    functions: list[NativeFunction] = []
+    functions: list[NativeFunction] = field(default_factory=list)
+
+
+_active = _Active()
 
 
 def bind(name: str, argtypes: Sequence[Any], restype: Any = None) -> NativeFunction:
     """Declare the kernel `name` once, at import time; call it with `.call(...)` whenever `library()` is not None."""
     function = NativeFunction(name, argtypes, restype)
-    if _State.library is not None:
-        function.resolve(_State.library)
-    _State.functions.append(function)
+    if _active.library is not None:
+        function.resolve(_active.library)
+    _active.functions.append(function)
     return function
 
 
 def library() -> ctypes.CDLL | None:
     """Return the active library, choosing it on the first call; None where the torch path is used. Raises NativeError."""
-    if not _State.is_chosen:
+    if not _active.is_chosen:
         _activate(*_choose(os.environ.get(ISA_VARIABLE)))
-    return _State.library
+    return _active.library
 
 
 def isa() -> str:
     """Return the active instruction set: "amx", "avx512", "avx2" or "none"."""
     library()
-    return _State.isa
+    return _active.isa
 
 
 def supported_isas() -> list[str]:
@@ -119,7 +116,7 @@ def supported_isas() -> list[str]:
 def use_isa(name: str) -> Iterator[None]:
     """Run the body with this instruction set active (`none`: the torch path), whatever was chosen. For tests and benchmarks."""
     library()
-    before = _State.library, _State.isa
+    before = _active.library, _active.isa
     _activate(None if name == NO_ISA else _load(name), name)
     try:
         yield
@@ -128,8 +125,8 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def _activate(loaded: ctypes.CDLL | None, name: str) -> None:
-    _State.library, _State.isa, _State.is_chosen = loaded, name, True
-    for function in _State.functions:
+    _active.library, _active.isa, _active.is_chosen = loaded, name, True
+    for function in _active.functions:
         function.resolve(loaded)
 
 
@@ -154,7 +151,9 @@ def _load(name: str) -> ctypes.CDLL:
     if name not in ISA_TO_CPU_FLAGS:
         raise NativeError(f"{ISA_VARIABLE}={name} is not one of {', '.join([*ISA_TO_CPU_FLAGS, NO_ISA])}")
     if name not in supported_isas():
-        raise NativeError(f"this CPU has no {name} (it has: {', '.join(supported_isas()) or 'nothing Quire has kernels for'})")
+        raise NativeError(
+            f"this CPU has no {name} (it has: {', '.join(supported_isas()) or 'nothing Quire has kernels for'})"
+        )
     path = library_path(name)
     if not path.exists():
         raise NativeError(f"the {name} library is not built; run `python -m quire_kernels.build`")

@@ -40,6 +40,7 @@ class Scheduler:
         self._waiting = build_request_queue(config.policy)
         self._running: list[Request] = []
         self._removed_request_ids: list[str] = []
+        self._max_chunk = _max_chunk(config)
         self._num_watermark_blocks = int(_WATERMARK * kv_cache.num_total_blocks)
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
@@ -146,7 +147,8 @@ class Scheduler:
         assert waiting | running == self._requests.keys()
         assert all(request.status is RequestStatus.RUNNING for request in self._running)
         assert all(request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for request in self._waiting)
-        assert all(request.num_computed_tokens <= request.num_tokens for request in self._requests.values())
+        assert all(request.num_computed_tokens == 0 for request in self._waiting)
+        assert all(0 < request.num_computed_tokens <= request.num_tokens for request in self._running)
         if not self._requests:
             assert self._kv_cache.usage == 0.0
 
@@ -276,7 +278,7 @@ class Scheduler:
 
     def _num_tokens_to_continue(self, request: Request, token_budget: int) -> int:
         num_tokens = request.num_tokens - request.num_computed_tokens
-        return min(num_tokens, self._max_chunk(), token_budget)
+        return min(num_tokens, self._max_chunk, token_budget)
 
     def _num_tokens_to_admit(self, request: Request, prefix: CachedPrefix, token_budget: int) -> int:
         """Return a waiting request's first share; 0: it has to wait for a step with more budget.
@@ -287,13 +289,7 @@ class Scheduler:
         is_splittable = self._config.enable_chunked_prefill or num_tokens > self._config.max_num_batched_tokens
         if num_tokens > token_budget and not is_splittable:
             return 0
-        return min(num_tokens, self._max_chunk(), token_budget)
-
-    def _max_chunk(self) -> int:
-        threshold = self._config.long_prefill_token_threshold
-        if threshold > 0 and self._config.enable_chunked_prefill:
-            return threshold
-        return self._config.max_num_batched_tokens
+        return min(num_tokens, self._max_chunk, token_budget)
 
     # What a step brought
 
@@ -352,6 +348,13 @@ class Scheduler:
 
     def _forget_finished(self) -> None:
         self._running = [request for request in self._running if not request.is_finished]
+
+
+def _max_chunk(config: SchedulerConfig) -> int:
+    """Return the most tokens that one request gets in one step."""
+    if config.enable_chunked_prefill and config.long_prefill_token_threshold > 0:
+        return config.long_prefill_token_threshold
+    return config.max_num_batched_tokens
 
 
 def _take_prompt_logprobs(

@@ -116,7 +116,10 @@ class ModelBuilder:
         self._sizes.append(weight.nbytes)
         if spec.kind == "rms":
             return RmsNorm(weight, spec.eps)
-        bias = reader.read(f"{plan.module}.bias", torch.float32).clone() if spec.has_bias else None
+        bias = None
+        if spec.has_bias:
+            bias = reader.read(f"{plan.module}.bias", torch.float32).clone()
+            self._sizes.append(bias.nbytes)
         return LayerNorm(weight, bias, spec.eps)
 
 

@@ -50,4 +50,6 @@ class CheckpointReader:
         return num_bytes
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return read_tensor(self.find(name), dtype).to(self.device)
+        stored = self.find(name)
+        stored.prefetch()
+        return read_tensor(stored, dtype).to(self.device)

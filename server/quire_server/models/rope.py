@@ -44,6 +44,8 @@ def scaled_context_len(config: Mapping[str, Any]) -> int:
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Join the old style and the new. `type` is an older name of `rope_type`, `su` of longrope, `mrope` of default."""
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise UnsupportedModelError("rope parameters that differ by layer type are not supported.")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     parameters["rope_type"] = {"su": "longrope", "mrope": "default"}.get(kind, kind)
     parameters.setdefault("rope_theta", config.get("rope_theta") or config.get("rotary_emb_base") or 10000.0)

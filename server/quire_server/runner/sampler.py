@@ -44,11 +44,10 @@ class Sampler:
     def __init__(self, *, max_num_seqs: int, seed: int) -> None:
         self._seed = seed
         self._temperature = np.zeros(max_num_seqs, dtype=np.float32)
-        self._top_k = np.zeros(max_num_seqs, dtype=np.int32)
+        self._top_k = np.zeros(max_num_seqs, dtype=np.int64)
         self._top_p = np.ones(max_num_seqs, dtype=np.float32)
         self._min_p = np.zeros(max_num_seqs, dtype=np.float32)
         self._seeds = np.zeros(max_num_seqs, dtype=np.uint64)
-        self._is_random = np.zeros(max_num_seqs, dtype=np.bool_)
         self._num_logprobs = np.full(max_num_seqs, _NO_LOGPROBS, dtype=np.int64)
         self._processors: tuple[LogitsProcessor, ...] = (AllowedTokens(), MinTokens(), LogitBias(), Penalties())
         self._processed_rows: set[int] = set()
@@ -60,7 +59,6 @@ class Sampler:
         self._top_k[row] = max(params.top_k, 0)
         self._top_p[row] = params.top_p
         self._min_p[row] = params.min_p
-        self._is_random[row] = not params.is_greedy
         self._num_logprobs[row] = _NO_LOGPROBS if params.logprobs is None else params.logprobs
         seed = derive_seed(self._seed, request.request_id) if params.seed is None else params.seed
         self._seeds[row] = seed & _UINT64_MASK
@@ -100,9 +98,6 @@ class Sampler:
         return SampledTokens(token_ids=sampled, logprobs=logprobs)
 
     def _choose(self, logits: torch.Tensor, rows: IntArray, output_positions: IntArray) -> torch.Tensor:
-        if not self._is_random[rows].any():
-            return logits.argmax(dim=-1)
-
         def column(values: npt.NDArray[np.generic]) -> torch.Tensor:
             return torch.from_numpy(values).to(logits.device)
 

@@ -1,7 +1,7 @@
 """Reading a tokenizer from disk: which files there are, and what each says.
 
 A directory holds `tokenizer.json` (everything), or `vocab.json` and `merges.txt` (byte-level BPE), or `tokenizer.model`
-(SentencePiece), or a GGUF file; `tokenizer_config.json` names the special tokens and may override BOS and EOS.
+(SentencePiece), or a GGUF file; `tokenizer_config.json` names the special tokens. Agrees with `transformers` 5.
 """
 
 import json
@@ -38,7 +38,8 @@ def read_tokenizer_parts(path: Path) -> TokenizerParts:
     backend.no_padding()
     special_tokens = {**parts.special_tokens, **_named_special_tokens(config)}
     _add_tokens(backend, config)
-    _override_bos_eos(backend, config, special_tokens)
+    if not (path / "tokenizer.json").is_file():  # which has its own rule, and it wins
+        _set_bos_eos(backend, config, special_tokens)
     return TokenizerParts(
         backend=backend, special_tokens=special_tokens, chat_templates=_read_chat_templates(path, config)
     )
@@ -156,8 +157,8 @@ def _add_tokens(backend: Backend, config: Mapping[str, Any]) -> None:
             backend.add_special_tokens([_added_token(value, special=True)])
 
 
-def _override_bos_eos(backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-    """`add_bos_token` and `add_eos_token`, where given, decide instead of the vocabulary file's own rule."""
+def _set_bos_eos(backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
+    """Follow `add_bos_token` and `add_eos_token`, where given."""
     if "add_bos_token" in config or "add_eos_token" in config:
         bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
         eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None

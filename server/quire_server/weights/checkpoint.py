@@ -14,6 +14,10 @@ from quire_server.weights.safetensors import SafetensorsCheckpoint
 from quire_server.weights.stored import StoredTensor
 
 
+_PROJECTOR = "mmproj"
+"""What llama.cpp's vision projectors are called: no model of their own."""
+
+
 class Checkpoint(Protocol):
     """What a model is loaded from."""
 
@@ -53,11 +57,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: neither a model directory nor a .gguf file.")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or directory.")
+    gguf_files = sorted(file for file in path.glob("*.gguf") if not file.name.startswith(_PROJECTOR))
+    has_safetensors = next(path.glob("*.safetensors"), None) is not None
+    if gguf_files and not has_safetensors:
+        return GgufCheckpoint(_only_model(gguf_files, path))
     if (path / "config.json").is_file():
         return SafetensorsCheckpoint(path)
-    gguf_files = sorted(path.glob("*.gguf"))
-    if gguf_files:
-        return GgufCheckpoint(_only_model(gguf_files, path))
     raise CheckpointError(f"{path}: has neither a config.json nor a .gguf file.")
 
 

@@ -18,12 +18,17 @@ class _Metadata:
         self._prefix = file.metadata["general.architecture"]
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._file.metadata.get(f"{self._prefix}.{key}", default)
+        value = self._file.metadata.get(f"{self._prefix}.{key}", default)
+        if not isinstance(value, list):
+            return value
+        if len(set(value)) != 1:
+            raise UnsupportedModelError(f"{self._file.path}: {self._prefix}.{key} differs by layer: not supported.")
+        return value[0]
 
     def require(self, key: str) -> Any:
         value = self.get(key)
-        if value is None:
-            raise CheckpointError(f"{self._file.path}: metadata {self._prefix}.{key} is missing.")
+        if not value:
+            raise CheckpointError(f"{self._file.path}: metadata {self._prefix}.{key} is missing or zero.")
         return value
 
 

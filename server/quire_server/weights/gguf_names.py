@@ -98,7 +98,7 @@ def hf_name(architecture: GgufArchitecture, name: str) -> tuple[str, str] | None
     stem, _, suffix = name.rpartition(".")
     layer = ""
     if stem.startswith("blk."):
-        _, layer, stem = stem.split(".", 2)
+        layer, _, stem = stem.removeprefix("blk.").partition(".")
     module = architecture.modules.get(stem)
     if module is None or suffix not in ("weight", "bias") or ("{}" in module) != bool(layer):
         return None

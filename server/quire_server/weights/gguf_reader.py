@@ -164,7 +164,7 @@ def _read_tensor_infos(cursor: _Cursor, num_tensors: int, alignment: int) -> dic
         if num_dims > 4:
             raise cursor.error(f"tensor {name} has {num_dims} dimensions")
         entries.append((name, cursor.unpack(f"{num_dims}Q"), cursor.integer("I"), cursor.integer("Q")))
-    if alignment < 1:
+    if not isinstance(alignment, int) or alignment < 1:
         raise cursor.error(f"alignment {alignment}")
     data_start = -(-cursor.position // alignment) * alignment
     return {

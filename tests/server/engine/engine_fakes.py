@@ -137,9 +137,7 @@ class FakeRunner:
     def _prompt_logprobs(self, request: _RunnerRequest, values: list[int]) -> list[TokenLogprobs]:
         start = request.num_computed_tokens - len(values)
         last = request.num_prompt_tokens - 1
-        return [
-            token_logprobs(request.token_ids[p + 1], value) for p, value in enumerate(values, start) if p < last
-        ]
+        return [token_logprobs(request.token_ids[p + 1], value) for p, value in enumerate(values, start) if p < last]
 
 
 def token_logprobs(token_id: int, value: int) -> TokenLogprobs:
@@ -232,7 +230,11 @@ def make_manager(num_blocks: int = 11, block_size: int = 4, **kwargs: object) ->
 
 
 def make_scheduler(
-    num_blocks: int = 101, block_size: int = 4, max_model_len: int = 1000, sliding_window: int | None = None, **kwargs: object
+    num_blocks: int = 101,
+    block_size: int = 4,
+    max_model_len: int = 1000,
+    sliding_window: int | None = None,
+    **kwargs: object,
 ) -> Scheduler:
     config = SchedulerConfig(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, **kwargs})  # type: ignore[arg-type]
     manager = make_manager(
@@ -242,3 +244,55 @@ def make_scheduler(
         sliding_window=sliding_window,
     )
     return Scheduler(config, manager, max_model_len)
+
+
+class SchedulerDriver:
+    """Steps a scheduler by hand. A request with all tokens computed is given 7, or what `tokens` says."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.left: dict[str, int] = {}
+
+    def add(self, request_id: str, prompt: Sequence[int] | int = 5, **kwargs) -> None:
+        prompt = [hash((request_id, p)) % 1000 for p in range(prompt)] if isinstance(prompt, int) else prompt
+        self.scheduler.add_request(make_engine_request(request_id, prompt, **kwargs))
+
+    def schedule(self, now: float = 0.0) -> SchedulerOutput:
+        scheduler_output = self.scheduler.schedule(now)
+        for new in scheduler_output.new_requests:
+            self.left[new.request_id] = len(new.token_ids) - new.num_computed_tokens
+        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
+            self.left[request_id] -= num_tokens
+        return scheduler_output
+
+    def update(
+        self,
+        scheduler_output: SchedulerOutput,
+        tokens: Mapping[str, Sequence[int]] = {},
+        **kwargs: Mapping[str, Sequence[TokenLogprobs]],
+    ) -> dict[str, RequestOutput]:
+        sampled = {}
+        for request_id in scheduler_output.num_scheduled_tokens:
+            if self.left[request_id] == 0:
+                sampled[request_id] = tokens.get(request_id, [7])
+                self.left[request_id] = len(sampled[request_id])
+        outputs = self.scheduler.update_from_output(scheduler_output, RunnerOutput(sampled_token_ids=sampled, **kwargs))
+        self.scheduler.check_integrity()
+        return {output.request_id: output for output in outputs}
+
+    def step(self, tokens: Mapping[str, Sequence[int]] = {}) -> tuple[SchedulerOutput, dict[str, RequestOutput]]:
+        scheduler_output = self.schedule()
+        return scheduler_output, self.update(scheduler_output, tokens)
+
+    def scheduled(self, num_steps: int) -> list[dict[str, int]]:
+        return [dict(self.step()[0].num_scheduled_tokens) for _ in range(num_steps)]
+
+
+def make_full(**kwargs: object) -> SchedulerDriver:
+    """Two requests of two blocks each that have filled a cache of four: the next step preempts one."""
+    driver = SchedulerDriver(make_scheduler(num_blocks=5, block_size=4, **kwargs))  # type: ignore[arg-type]
+    driver.add("a", 7, priority=1, arrival_time=1.0, max_tokens=9)
+    driver.add("b", 7, priority=0, arrival_time=2.0, max_tokens=9)
+    driver.step()
+    driver.step()
+    return driver

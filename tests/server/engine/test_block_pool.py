@@ -5,6 +5,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from quire_server.engine.block_pool import NULL_BLOCK_ID, ROOT_HASH, BlockHash, BlockPool, hash_block
 
 
@@ -135,7 +136,9 @@ def test_a_hash_tells_the_types_of_extra_keys_apart() -> None:
 
 
 def test_hashes_are_the_same_in_another_process() -> None:
-    code = "from quire_server.engine.block_pool import *; print(hash_block(ROOT_HASH, [1, 2, 70000], ('salt', 'x')).hex())"
+    code = (
+        "from quire_server.engine.block_pool import *; print(hash_block(ROOT_HASH, [1, 2, 70000], ('salt', 'x')).hex())"
+    )
     other = subprocess.run(
         [sys.executable, "-c", code], env={"PYTHONHASHSEED": "7"}, capture_output=True, text=True, check=True
     )

@@ -1,5 +1,6 @@
 import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
+
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
@@ -52,7 +53,9 @@ def test_the_last_removal_is_delivered_by_a_step_of_its_own() -> None:
     assert core.step(0.0)[0].finish_reason is FinishReason.LENGTH
     assert core.has_unfinished
     assert core.step(0.0) == []
-    assert runner.steps[-1] == SchedulerOutput(new_requests=[], running_requests=[], removed_request_ids=["a"], block_copies=[])
+    assert runner.steps[-1] == SchedulerOutput(
+        new_requests=[], running_requests=[], removed_request_ids=["a"], block_copies=[]
+    )
 
 
 def test_an_impossible_request_ends_with_an_error_and_the_others_go_on() -> None:

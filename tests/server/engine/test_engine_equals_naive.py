@@ -1,11 +1,13 @@
 """The engine (batched, chunked, preempted, prefix-cached) says, token for token, what the one-request loop says."""
 
+import random
 from dataclasses import dataclass, field
 
 import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import EngineRequest, FinishReason
@@ -101,7 +103,7 @@ def traffics(draw: st.DrawFn) -> Traffic:
     return Traffic(arrivals, aborts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     traffic=traffics(),
     block_size=st.sampled_from([1, 2, 4, 16]),
@@ -137,6 +139,39 @@ def test_the_engine_equals_the_naive_loop(
     check(core, runner, traffic)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_crowds_equal_the_naive_loop(seed: int) -> None:
+    """Many requests, little cache: hypothesis likes its examples small, so these are drawn evenly."""
+    draw = random.Random(seed)
+    block_size = draw.choice([1, 2, 4, 16])
+    budget = draw.choice([4, 8, 16, 64])
+    arrivals = []
+    for number in range(12):
+        shared = list(range(100, 100 + draw.randint(0, 24)))
+        request = make_engine_request(
+            f"r{number}",
+            [*shared, *[number] * draw.randint(1, 4)],
+            max_tokens=draw.randint(8, 32),
+            priority=draw.randint(0, 2),
+            arrival_time=float(number),
+            prompt_logprobs=draw.choice([None, None, 0]),
+        )
+        arrivals.append((draw.randint(0, 10), request))
+    aborts = {draw.randint(0, 60): [f"r{draw.randint(0, 11)}"] for _ in range(2)}
+    num_blocks = 1 + max(num_blocks_needed(request, block_size) for _, request in arrivals) + draw.randint(0, 8)
+    core, runner = make_engine(
+        num_blocks,
+        block_size,
+        draw.choice([None, None, 7]),
+        max_num_batched_tokens=budget,
+        max_num_seqs=draw.randint(2, min(8, budget)),
+        enable_chunked_prefill=draw.choice([True, True, False]),
+        long_prefill_token_threshold=draw.choice([0, 0, 5]),
+        policy=draw.choice(["fcfs", "priority"]),
+    )
+    check(core, runner, Traffic(arrivals, aborts))
+
+
 def same_prompt_traffic(num_requests: int = 6) -> Traffic:
     """Prompts of one family that all come at once and all outgrow the cache together."""
     prompt = [1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -150,7 +185,9 @@ def same_prompt_traffic(num_requests: int = 6) -> Traffic:
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 @pytest.mark.parametrize("budget", [1, 3, 8, 64])
 @pytest.mark.parametrize("block_size", [1, 2, 4, 16])
-def test_preemption_and_prefix_hits_really_happen_and_change_no_token(block_size: int, budget: int, policy: str) -> None:
+def test_preemption_and_prefix_hits_really_happen_and_change_no_token(
+    block_size: int, budget: int, policy: str
+) -> None:
     traffic = same_prompt_traffic()
     num_blocks = 1 + num_blocks_needed(traffic.arrivals[0][1], block_size) * 2
     core, runner = make_engine(

@@ -1,5 +1,6 @@
 import pytest
 from engine_fakes import make_request
+
 from quire_server.engine.finish import Finish, find_finish
 from quire_server.engine.request import FinishReason
 

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 from engine_fakes import make_manager, make_request
+
 from quire_server.engine import kv_cache_manager
 from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager
 from quire_server.engine.output import BlockCopy
@@ -152,7 +153,9 @@ class TestPrefixCache:
         fresh = make_request("b", range(9))
         assert manager.find_cached_prefix(fresh).num_tokens == 0
         compute(manager, fresh)
-        assert manager.find_cached_prefix(make_request("c", range(13))).num_tokens == 8, "fresh blocks, not the old third"
+        assert manager.find_cached_prefix(make_request("c", range(13))).num_tokens == 8, (
+            "fresh blocks, not the old third"
+        )
 
 
 class TestAdmission:
@@ -176,6 +179,28 @@ class TestAdmission:
         prefix = manager.find_cached_prefix(other)
         assert manager.can_admit(other, prefix, 0)
         assert not manager.can_admit(other, prefix, 1)
+
+    def test_blocks_of_a_hit_that_are_in_nobodys_hands_are_not_used_twice(self) -> None:
+        manager = make_manager(num_blocks=4, block_size=4)
+        request, other = make_request("a", range(8)), make_request("b", range(9))
+        compute(manager, request)
+        manager.free(request)
+        prefix = manager.find_cached_prefix(other)
+        assert prefix.num_tokens == 8
+        assert manager.allocate(other, 5, prefix) is None, "two blocks are hit and one is left, where two are needed"
+        assert manager.allocate(other, 1, prefix) is not None
+
+    def test_null_blocks_of_a_hit_are_no_room(self) -> None:
+        manager = make_manager(num_blocks=8, block_size=2, sliding_window=3, max_num_batched_tokens=4)
+        request = make_request("a", range(9))
+        while request.num_computed_tokens < 9:
+            compute(manager, request, min(4, 9 - request.num_computed_tokens))
+        other = make_request("b", range(20))
+        prefix = manager.find_cached_prefix(other)
+        assert prefix.num_tokens == 8
+        # Of a window's 4 blocks 1 is hit; 2 of the 7 are held.
+        assert manager.can_admit(other, prefix, 2)
+        assert not manager.can_admit(other, prefix, 3)
 
     @pytest.mark.parametrize(
         ("sliding_window", "num_tokens", "expected"),
@@ -278,6 +303,25 @@ class TestFork:
         assert src != dst
         assert manager.take_block_copies() == [BlockCopy(src, dst)]
         assert manager.take_block_copies() == []
+
+    def test_after_its_copy_a_child_writes_to_its_own_blocks(self) -> None:
+        manager = make_manager(block_size=4)
+        parent = make_request("a", range(6))
+        compute(manager, parent)
+        child = self.fork(manager, parent, "b", 7)
+        for token_id in range(4):
+            compute(manager, child)
+            append(child, token_id)
+        assert len(manager.take_block_copies()) == 1
+
+    def test_a_fork_of_what_was_reset_is_not_cached_either(self) -> None:
+        manager = make_manager(block_size=4)
+        parent = make_request("a", range(6))
+        compute(manager, parent)
+        manager.reset_prefix_cache()
+        compute(manager, self.fork(manager, parent, "b", 6, 7))
+        compute(manager, make_request("c", range(5)))
+        assert manager.find_cached_prefix(make_request("d", range(9))).num_tokens == 4
 
     def test_the_parent_writes_in_place(self) -> None:
         manager = make_manager(block_size=4)

@@ -10,6 +10,7 @@ from engine_fakes import make_manager, make_request, visible
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from quire_server.engine.kv_cache_manager import NO_PREFIX
 from quire_server.engine.request import Request
 
@@ -210,4 +211,4 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
 
 
 TestKVCacheManagerMachine = KVCacheManagerMachine.TestCase
-TestKVCacheManagerMachine.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestKVCacheManagerMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

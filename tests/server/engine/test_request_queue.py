@@ -2,6 +2,7 @@ import pytest
 from engine_fakes import make_request
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quire_server.engine.request_queue import FCFSRequestQueue, PriorityRequestQueue, RequestQueue, build_request_queue
 
 
@@ -31,7 +32,13 @@ def test_fcfs_puts_a_preempted_request_before_all() -> None:
 
 def test_priority_serves_the_lowest_number_then_the_earliest_then_the_first_to_come() -> None:
     queue = PriorityRequestQueue()
-    for request_id, priority, arrival_time in [("a", 1, 5.0), ("b", 0, 9.0), ("c", 1, 4.0), ("d", 1, 5.0), ("e", -1, 9.0)]:
+    for request_id, priority, arrival_time in [
+        ("a", 1, 5.0),
+        ("b", 0, 9.0),
+        ("c", 1, 4.0),
+        ("d", 1, 5.0),
+        ("e", -1, 9.0),
+    ]:
         queue.add(make_request(request_id, priority=priority, arrival_time=arrival_time))
     assert queue.peek().request_id == "e"
     assert names(queue) == drain(queue) == "ebcad"

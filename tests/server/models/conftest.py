@@ -1,5 +1,6 @@
-"""Tiny random models by `transformers`, and a harness that drives a `DecoderModel` over a paged cache with shuffled blocks."""
+"""Tiny random models by `transformers`, and a harness that drives a `DecoderModel` over a paged cache."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.weights.checkpoint import open_checkpoint
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCAB_SIZE = 97
 
@@ -26,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 
 @dataclass
-class Sequence_:
+class CachedSequence:
     """One sequence in the cache."""
 
     tokens: list[int]
@@ -48,7 +50,7 @@ class PagedHarness:
         ]
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
 
-    def step(self, scheduled: Sequence[tuple[Sequence_, int]]) -> Tensor:  # [num_tokens, vocab_size]
+    def step(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> Tensor:  # [num_tokens, vocab_size]
         """Run the next `n` tokens of each sequence in one batch; return the logits of every one."""
         token_ids: list[int] = []
         positions: list[int] = []
@@ -80,14 +82,14 @@ class PagedHarness:
 
     def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Tensor:  # [num_tokens, vocab_size]
         """Run a prompt, whole or in chunks; return the logits at every position."""
-        sequence = Sequence_(list(tokens))
+        sequence = CachedSequence(list(tokens))
         step = chunk or len(tokens)
         sizes = [min(step, len(tokens) - start) for start in range(0, len(tokens), step)]
         return torch.cat([self.step([(sequence, size)]) for size in sizes])
 
     def greedy(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[list[int]]:
         """Prefill all prompts in one batch, then decode them together."""
-        sequences = [Sequence_(list(prompt)) for prompt in prompts]
+        sequences = [CachedSequence(list(prompt)) for prompt in prompts]
         scheduled = [(sequence, len(sequence.tokens)) for sequence in sequences]
         for _ in range(num_tokens):
             logits = self.step(scheduled)
@@ -124,14 +126,21 @@ class TinyModel:
         answer: list[int] = out[0, len(tokens) :].tolist()
         return answer
 
-    def load(self, **arguments: Any) -> DecoderModel:
-        return load_tiny(self.path, **arguments)
+    def edit_config(self, edit: Callable[[dict[str, Any]], None]) -> None:
+        """Change config.json in place; the weights stay."""
+        path = self.path / "config.json"
+        config = json.loads(path.read_text())
+        edit(config)
+        path.write_text(json.dumps(config))
 
-
-def load_tiny(path: Path, *, dtype: torch.dtype = torch.float32, **arguments: Any) -> DecoderModel:
-    return load_model(
-        open_checkpoint(path), dtype=dtype, device=torch.device("cpu"), on_progress=lambda share: None, **arguments
-    )
+    def load(self, *, dtype: torch.dtype = torch.float32, **arguments: Any) -> DecoderModel:
+        return load_model(
+            open_checkpoint(self.path),
+            dtype=dtype,
+            device=torch.device("cpu"),
+            on_progress=lambda share: None,
+            **arguments,
+        )
 
 
 def randomise(model: Any, seed: int) -> None:
@@ -169,3 +178,13 @@ def random_prompt(length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
     tokens: list[int] = torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
     return tokens
+
+
+@pytest.fixture
+def harness() -> type[PagedHarness]:
+    return PagedHarness
+
+
+@pytest.fixture
+def prompt_of() -> Callable[[int], list[int]]:
+    return random_prompt

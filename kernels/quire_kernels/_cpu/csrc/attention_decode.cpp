@@ -10,7 +10,8 @@
 namespace quire {
 namespace {
 
-constexpr int64_t kTile = 128;  // keys per step of the online softmax
+constexpr int64_t kTile = 128;       // most keys per step of the online softmax
+constexpr int64_t kTileBytes = 16384;  // of keys, and as much again of values: both are prefetched into the first-level cache
 #if defined(QUIRE_HAS_AVX512)
 constexpr int kHeadsAtOnce = 6;
 constexpr int kVecsAtOnce = 4;
@@ -20,17 +21,18 @@ constexpr int kVecsAtOnce = 2;
 #endif
 
 struct State {
-    int64_t group_size, head_dim, padded_dim;
+    int64_t group_size, head_dim, padded_dim, tile;
     float *scores, *out;             // [group_size][kTile], [group_size][padded_dim]
     float *maxima, *sums, *rescale;  // [group_size]
     int64_t *offsets, *next_offsets;
 };
 
-State reserve_state(const AttentionArguments& a, Arena& arena) {
+State reserve_state(const AttentionArguments& a, int64_t item_size, Arena& arena) {
     State s{};
     s.group_size = a.group_size();
     s.head_dim = a.head_dim;
     s.padded_dim = ceil_div(a.head_dim, kVecWidth) * kVecWidth;
+    s.tile = std::clamp<int64_t>(kTileBytes / (a.head_dim * item_size) / kVecWidth * kVecWidth, kVecWidth, kTile);
     arena.reserve(Arena::size_of<float>(s.group_size * kTile) + Arena::size_of<float>(s.group_size * s.padded_dim) +
                   3 * Arena::size_of<float>(s.group_size) + 2 * Arena::size_of<int64_t>(kTile));
     s.scores = arena.take<float>(s.group_size * kTile);
@@ -274,8 +276,9 @@ void write_result(const AttentionArguments& a, const Unit& unit, int64_t first_h
 }
 
 // The offsets of a tile, padded to whole vectors.
-void write_tile_offsets(const AttentionArguments& a, const Unit& unit, int64_t kv_head, int64_t begin, int64_t* offsets) {
-    const int64_t count = std::min(kTile, unit.kv_end - begin);
+void write_tile_offsets(const AttentionArguments& a, const Unit& unit, int64_t kv_head, int64_t begin, int64_t tile,
+                        int64_t* offsets) {
+    const int64_t count = std::min(tile, unit.kv_end - begin);
     if (count <= 0) return;
     write_offsets(a, unit.seq, kv_head, begin, begin + count, offsets);
     std::fill(offsets + count, offsets + ceil_div(count, kVecWidth) * kVecWidth, offsets[count - 1]);
@@ -286,17 +289,17 @@ void write_tile_offsets(const AttentionArguments& a, const Unit& unit, int64_t k
 template <typename T>
 void attend_decode(const AttentionArguments& a, const Unit& unit, int64_t kv_head, float* partials) {
     static thread_local Arena arena;
-    State s = reserve_state(a, arena);
+    State s = reserve_state(a, sizeof(T), arena);
     const int64_t first_head = kv_head * s.group_size, position = a.seq_lens[unit.seq] - 1;
     const T* query = static_cast<const T*>(a.query) + a.query_start_loc[unit.seq] * a.query_stride_token +
                      first_head * a.query_stride_head;
-    write_tile_offsets(a, unit, kv_head, unit.kv_begin, s.offsets);
-    for (int64_t begin = unit.kv_begin; begin < unit.kv_end; begin += kTile) {
-        const int64_t count = std::min(kTile, unit.kv_end - begin);
-        write_tile_offsets(a, unit, kv_head, begin + kTile, s.next_offsets);
+    write_tile_offsets(a, unit, kv_head, unit.kv_begin, s.tile, s.offsets);
+    for (int64_t begin = unit.kv_begin; begin < unit.kv_end; begin += s.tile) {
+        const int64_t count = std::min(s.tile, unit.kv_end - begin);
+        write_tile_offsets(a, unit, kv_head, begin + s.tile, s.tile, s.next_offsets);
         score_tile(a, query, first_head, begin - position, count, s);
         for (int64_t g = 0; g < s.group_size; ++g) update_softmax(g, count, s);
-        s_next_keys<T> = begin + 2*kTile <= unit.kv_end ? static_cast<const T*>(a.key_cache) : nullptr;
+        s_next_keys<T> = begin + 2*s.tile <= unit.kv_end ? static_cast<const T*>(a.key_cache) : nullptr;
         add_value_tile(static_cast<const T*>(a.value_cache), count, s);
         std::swap(s.offsets, s.next_offsets);
     }

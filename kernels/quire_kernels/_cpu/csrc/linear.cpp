@@ -12,7 +12,15 @@
 namespace quire {
 namespace {
 
-constexpr int64_t kBlockBytes = 512 * 1024;  // of x, per block of rows: a quarter of a server core's L2
+// Of x as the kernels read it, per block of rows. Smaller blocks read the weights more often; larger ones fall out of L2, which
+// is 2 MiB where there is AMX and at least 512 KiB on a server elsewhere.
+#if defined(QUIRE_HAS_AMX)
+constexpr int64_t kBlockBytes = 1024 * 1024;
+#else
+constexpr int64_t kBlockBytes = 256 * 1024;
+#endif
+
+constexpr int64_t kRowTile = 32;  // rows are shared out in multiples of this
 
 // A thread's own scratch memory; grows to the largest block that it has met and is kept.
 XElement* scratch(int64_t count) {
@@ -65,7 +73,8 @@ constexpr RowsKernel kernel_for(int rows, std::integer_sequence<int, kIndex...>)
 void multiply_block_vectors(const LinearArguments& a, const RowBlock<XElement>& x, Range panels) {
     const int64_t num_groups = ceil_div(x.count, kMaxRows);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const PanelBias bias(a, panel);
+        PanelBias bias;
+        bias.load(a, panel);
         for (int64_t group = 0; group < num_groups; ++group) {
             const Range rows = share_of(x.count, group, num_groups);
             const int size = static_cast<int>(rows.end - rows.begin);
@@ -74,20 +83,23 @@ void multiply_block_vectors(const LinearArguments& a, const RowBlock<XElement>& 
     }
 }
 
+void multiply_block(const LinearArguments& a, int64_t begin, int64_t end, Range panels) {
+#if defined(QUIRE_HAS_AMX)
+    const int64_t count = end - begin;
+    if (count > kTileRows) {
+        return multiply_groups_amx(a, pack_groups(a, begin, end, scratch(packed_groups_size(a, count))), panels);
+    }
+    if (count >= kMinAmxRows) return multiply_few_amx(a, prepare_rows(a, begin, end), panels);
+#endif
+    multiply_block_vectors(a, prepare_rows(a, begin, end), panels);
+}
+
 void multiply_rectangle(const LinearArguments& a, Range rows, Range panels) {
     if (panels.begin == panels.end) return;
-    int64_t block = kBlockBytes / (padded_k(a.k) * static_cast<int64_t>(sizeof(XElement))) / 32 * 32;
-    block = block < 32 ? 32 : block;
+    int64_t block = kBlockBytes / (padded_k(a.k) * static_cast<int64_t>(sizeof(XElement))) / kRowTile * kRowTile;
+    block = block < kRowTile ? kRowTile : block;
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
-        const int64_t end = begin + block < rows.end ? begin + block : rows.end;
-        const RowBlock<XElement> x = prepare_rows(a, begin, end);
-#if defined(QUIRE_HAS_AMX)
-        if (x.count >= kMinAmxRows) {
-            multiply_block_amx(a, x, panels);
-            continue;
-        }
-#endif
-        multiply_block_vectors(a, x, panels);
+        multiply_block(a, begin, begin + block < rows.end ? begin + block : rows.end, panels);
     }
 }
 
@@ -113,8 +125,7 @@ QUIRE_EXPORT void quire_linear_bf16(const bf16* x, int64_t stride_x, int64_t m, 
                                     int64_t is_out_float) {
     const LinearArguments a = {x,    stride_x,           m,   k,          n,                packed,
                                bias, is_bias_float != 0, out, stride_out, is_out_float != 0};
-    const int64_t row_tile = 32;
-    const int64_t num_row_tiles = ceil_div(m, row_tile), panels = num_panels(n);
+    const int64_t num_row_tiles = ceil_div(m, kRowTile), panels = num_panels(n);
 #pragma omp parallel if (n * k > 16384)
     {
         const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
@@ -122,8 +133,8 @@ QUIRE_EXPORT void quire_linear_bf16(const bf16* x, int64_t stride_x, int64_t m, 
         const int64_t panel_parts = team / row_parts;
         if (thread < row_parts * panel_parts) {
             const Range tiles = share_of(num_row_tiles, thread / panel_parts, row_parts);
-            const int64_t end = tiles.end * row_tile < m ? tiles.end * row_tile : m;
-            multiply_rectangle(a, {tiles.begin * row_tile, end}, share_of(panels, thread % panel_parts, panel_parts));
+            const int64_t end = tiles.end * kRowTile < m ? tiles.end * kRowTile : m;
+            multiply_rectangle(a, {tiles.begin * kRowTile, end}, share_of(panels, thread % panel_parts, panel_parts));
         }
     }
 }

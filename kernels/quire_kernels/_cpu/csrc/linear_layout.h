@@ -46,7 +46,7 @@ struct LinearArguments {
     QUIRE_INLINE const bf16* panel(int64_t index) const { return packed + index * num_steps(k) * kStepSize; }
 };
 
-// Rows of x as a kernel reads them: either x itself or a copy that is padded to padded_k(k).
+// A block of rows of x as a kernel reads it: x itself, or a copy that is padded to padded_k(k), widened or cut into tiles.
 template <typename T>
 struct RowBlock {
     const T* rows;
@@ -57,7 +57,7 @@ struct RowBlock {
 struct PanelBias {
     alignas(64) float values[kPanel];
 
-    QUIRE_INLINE PanelBias(const LinearArguments& a, int64_t panel) {
+    QUIRE_INLINE void load(const LinearArguments& a, int64_t panel) {
         const int64_t n0 = panel * kPanel;
         for (int64_t i = 0; i < kPanel; i += kVecWidth) {
             const int64_t left = a.n - n0 - i;

@@ -7,7 +7,6 @@ Knows no response shapes: `chat` and `completions` turn deltas into theirs.
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -35,8 +34,6 @@ from quire_server.errors import InvalidRequestError, QuireError
 from quire_server.frontend import CompletionStream, Frontend
 from quire_server.output_processor import CompletionDelta, PositionLogprobs
 from quire_server.sampling_params import SamplingParams
-
-log = logging.getLogger(__name__)
 
 MAX_REQUEST_ID_LENGTH = 256
 
@@ -114,10 +111,6 @@ class Generation:
         except QuireError:
             await generation.aclose()
             raise
-        if frontend.config.log_requests:
-            num_prompt_tokens = [len(prompt.token_ids) for prompt in prompts]
-            params = prompts[0].sampling_params
-            log.info("Received request id=%s prompt_tokens=%s params=%s", request_id, num_prompt_tokens, params)
         return generation
 
     async def deltas(self) -> AsyncGenerator[tuple[int, CompletionDelta], None]:

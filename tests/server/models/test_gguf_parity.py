@@ -1,0 +1,163 @@
+"""GGUF files, written as llama.cpp's converter writes them, give the logits of the checkpoint they came from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from quire_server.weights.checkpoint import open_checkpoint
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+GROUPED = SIZES | {"num_key_value_heads": 2}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+GEMMA2 = {"sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0}
+CASES = [
+    pytest.param("llama", "llama", GROUPED, id="llama"),
+    pytest.param(
+        "llama", "llama", GROUPED | {"tie_word_embeddings": True, "attention_bias": True}, id="llama-tied-biases"
+    ),
+    pytest.param("llama", "llama", GROUPED | {"rope_parameters": LLAMA3_ROPE}, id="llama3"),
+    pytest.param("llama", "llama", GROUPED | {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}, id="linear"),
+    pytest.param("qwen2", "qwen2", GROUPED, id="qwen2"),
+    pytest.param("qwen3", "qwen3", GROUPED | {"head_dim": 24}, id="qwen3"),
+    pytest.param("gemma", "gemma", GROUPED | {"head_dim": 24}, id="gemma"),
+    pytest.param("gemma2", "gemma2", GROUPED | GEMMA2 | {"head_dim": 16, "query_pre_attn_scalar": 16}, id="gemma2"),
+    pytest.param("gpt_neox", "gptneox", SIZES, id="gptneox"),
+    pytest.param("gpt_neox", "gptneox", SIZES | {"use_parallel_residual": False}, id="gptneox-sequential"),
+]
+
+
+def permute(weights: Tensor, num_heads: int) -> Tensor:
+    """convert_hf_to_gguf.py, LlamaModel.permute."""
+    grouped = weights.reshape(num_heads, 2, weights.shape[0] // num_heads // 2, *weights.shape[1:])
+    return grouped.swapaxes(1, 2).reshape(weights.shape)
+
+
+def convert(architecture: str, config: Any, name: str, tensor: Tensor) -> Tensor:
+    """convert_hf_to_gguf.py, modify_tensors of each architecture."""
+    if architecture == "llama" and ".q_proj." in name:
+        return permute(tensor, config.num_attention_heads)
+    if architecture == "llama" and ".k_proj." in name:
+        return permute(tensor, config.num_key_value_heads)
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        return tensor + 1
+    if ".query_key_value." in name:
+        per_head = tensor.reshape(config.num_attention_heads, 3, -1, *tensor.shape[1:])
+        return torch.cat([per_head[:, part].reshape(-1, *tensor.shape[1:]) for part in range(3)])
+    return tensor
+
+
+def write_metadata(writer: gguf.GGUFWriter, architecture: str, config: Any) -> None:
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if architecture == "gptneox":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+        writer.add_parallel_residual(config.use_parallel_residual)
+        writer.add_rope_dimension_count(int(head_dim * config.rope_parameters["partial_rotary_factor"]))
+        return
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(head_dim)
+    if architecture == "gemma2":
+        writer.add_sliding_window(config.sliding_window)
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture.startswith("gemma"):
+        return
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.rope_parameters["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_parameters["factor"])
+
+
+def write_gguf(
+    path: Path, architecture: str, reference: Any, encoding: gguf.GGMLQuantizationType | None = None
+) -> None:
+    config = reference.config
+    writer = gguf.GGUFWriter(path, architecture)
+    write_metadata(writer, architecture, config)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    state = reference.state_dict()
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    if architecture == "llama" and config.rope_parameters["rope_type"] == "llama3":
+        rotary = reference.model.rotary_emb
+        plain = config.rope_parameters["rope_theta"] ** -(
+            torch.arange(0, rotary.inv_freq.numel()) / rotary.inv_freq.numel()
+        )
+        writer.add_tensor("rope_freqs.weight", (plain / rotary.inv_freq).float().numpy())
+    for name, tensor in state.items():
+        new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert new_name is not None, name
+        data = convert(architecture, config, name, tensor).numpy().astype(np.float32)
+        if encoding is None or data.ndim == 1:
+            writer.add_tensor(new_name, data)
+        else:
+            writer.add_tensor(new_name, gguf.quants.quantize(data, encoding), raw_dtype=encoding)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(("model_type", "architecture", "fields"), CASES)
+def test_logits_are_those_of_the_original(
+    model_type: str,
+    architecture: str,
+    fields: dict[str, Any],
+    build_tiny_model: Callable[..., Any],
+    harness: Callable[..., Any],
+    prompt_of: Callable[[int], list[int]],
+    tmp_path: Path,
+) -> None:
+    tiny = build_tiny_model(model_type, **fields)
+    write_gguf(tmp_path / "model.gguf", architecture, tiny.reference)
+    expected = tiny.reference_logits(prompt_of(40))
+    tiny.path = tmp_path / "model.gguf"
+    torch.testing.assert_close(harness(tiny.load()).prefill(prompt_of(40)), expected, atol=1e-4, rtol=1e-4)
+    assert open_checkpoint(tiny.path).config["tie_word_embeddings"] == tiny.reference.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("encoding", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_quantised_rows_are_put_back_in_order(
+    encoding: str,
+    build_tiny_model: Callable[..., Any],
+    harness: Callable[..., Any],
+    prompt_of: Callable[[int], list[int]],
+    tmp_path: Path,
+) -> None:
+    """The reference has the weights that quantisation left; the GGUF file has them permuted and encoded."""
+    tiny = build_tiny_model("llama", **GROUPED)
+    quantisation = gguf.GGMLQuantizationType[encoding]
+    write_gguf(tmp_path / "model.gguf", "llama", tiny.reference, quantisation)
+    with torch.no_grad():
+        for parameter in tiny.reference.parameters():
+            if parameter.dim() == 2:
+                data = gguf.quants.dequantize(gguf.quants.quantize(parameter.numpy(), quantisation), quantisation)
+                parameter.copy_(torch.from_numpy(data.astype(np.float32)))
+    tiny.path = tmp_path / "model.gguf"
+    expected = tiny.reference_logits(prompt_of(20))
+    torch.testing.assert_close(harness(tiny.load()).prefill(prompt_of(20)), expected, atol=1e-4, rtol=1e-4)
