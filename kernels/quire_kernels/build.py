@@ -1,8 +1,8 @@
 """Compile the CPU kernels: `python -m quire_kernels.build`.
 
-Owns how `_cpu/csrc/*.cpp` become `_cpu/lib/libquire_cpu_<isa>.so`, one shared library per instruction set. Knows nothing of
-torch: a build needs only a C++ compiler. A library is rebuilt only when its sources, its flags or the compiler changed (a
-digest lies beside it), and appears under its final name whole or not at all, so a running server is never disturbed.
+Owns how `_cpu/csrc/*.cpp` become `_cpu/lib/libquire_cpu_<isa>.so`, one shared library per instruction set. A library is
+rebuilt only when its sources, its options or the compiler changed (a digest lies beside it); it appears under its final
+name whole or not at all, so a running server is never disturbed.
 
 The libraries do not name an OpenMP runtime: `_cpu.native` gives them the one that torch has loaded, so that there is
 exactly one thread pool in the process.

@@ -1,7 +1,7 @@
 """Which implementation runs an op, decided in one place.
 
-Owns the choice from a tensor's device and dtype and from the CPU library that is loaded. Does not know any op: an op asks
-`backend_for(tensor)` and has one branch per answer.
+Owns the choice from a tensor's device and dtype and from the CPU library that is loaded. Does not know any op: an op
+asks `backend_for(tensor)` and has one branch per answer.
 """
 
 from enum import Enum
@@ -30,7 +30,7 @@ def backend_for(tensor: Tensor) -> Backend:
 
 
 def backend_summary(device: torch.device | str = "cpu") -> str:
-    """Return what runs the ops on this device, for the start-up log: "cpu (amx)", "cpu (torch)", "cuda:0 NVIDIA H100"."""
+    """Return what runs the ops on this device, for the start-up log: "cpu (amx)", "cuda:0 NVIDIA H100"."""
     device = torch.device(device)
     if device.type == "cuda":
         index = device.index if device.index is not None else torch.cuda.current_device()

@@ -121,7 +121,7 @@ def test_a_model_that_cannot_be_found_is_named_to_the_person_and_to_the_client(s
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("spec: [", "bad.yaml:1: "),
+        ("spec: [", "bad.yaml:2: did not find expected node content"),
         ("# nothing", "holds no LLMDeployment"),
         (manifest(Path("/m"), "a") + "---" + manifest(Path("/m"), "a"), "default/a is defined twice"),
         (

@@ -1,4 +1,4 @@
-"""Every kernel test that takes `isa` runs once per instruction set of this CPU, and once on the torch path."""
+"""A test that takes `native_isa` runs once per instruction set of this CPU; with `isa`, on the torch path too."""
 
 from collections.abc import Iterator
 
@@ -14,6 +14,12 @@ def built_libraries() -> None:
     """Bring the libraries up to date, so that the tests judge the sources that lie here."""
     if native.supported_isas():
         build.build(native.supported_isas())
+
+
+@pytest.fixture(params=native.supported_isas())
+def native_isa(request: pytest.FixtureRequest, built_libraries: None) -> Iterator[str]:
+    with native.use_isa(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[*native.supported_isas(), native.NO_ISA])

@@ -1,6 +1,7 @@
 """The traps of the repository's layout, each of which breaks imports in a way that is hard to read."""
 
 import operator
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -40,3 +41,9 @@ def test_importing_a_light_module_loads_nothing_heavy(module: str, heavy: list[s
     code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_the_architecture_page_has_a_line_for_every_module() -> None:
+    generator = runpy.run_path(str(ROOT / "docs" / "modules.py"))
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert page.endswith(generator["build"]()), "run: python docs/modules.py"

@@ -1,16 +1,16 @@
 """Load the compiled CPU kernels that fit this CPU, and call them cheaply.
 
-Owns which `lib/libquire_cpu_<isa>.so` is loaded (the best that the CPU and the kernel allow, or what QUIRE_CPU_ISA says)
-and how its functions are declared. Does not know any op. Kernels are called with plain integers (`tensor.data_ptr()`,
-sizes, strides), so nothing is built per call:
+Owns which `lib/libquire_cpu_<isa>.so` is loaded (the best that the CPU and the kernel allow, or what QUIRE_CPU_ISA
+says) and how its functions are declared. Does not know any op. Kernels are called with plain integers
+(`tensor.data_ptr()`, sizes, strides); one that takes many gets them as one packed struct, which is cheaper:
 
     _rms_norm = bind("quire_rms_norm_bf16", [POINTER, POINTER, INT64, FLOAT])
     ...
     if library() is not None:
         _rms_norm.call(x.data_ptr(), weight.data_ptr(), x.shape[0], eps)
 
-Invariants: at most one library is active; `bind` objects follow it; torch is imported first and the kernels use torch's own
-OpenMP runtime, hence its thread pool and `torch.set_num_threads`.
+Invariants: at most one library is active; `bind` objects follow it; torch is imported first and the kernels use torch's
+own OpenMP runtime, hence its thread pool and `torch.set_num_threads`.
 """
 
 import ctypes
@@ -36,6 +36,7 @@ FLOAT: Final = ctypes.c_float
 ABI_VERSION = 1
 ISA_VARIABLE = "QUIRE_CPU_ISA"
 NO_ISA = "none"
+_HINT = "run `python -m quire_kernels.build`"
 
 
 class NativeError(RuntimeError):
@@ -43,7 +44,7 @@ class NativeError(RuntimeError):
 
 
 class NativeFunction:
-    """A kernel by name. `call` is the foreign function of the active library; it is only to be called while there is one."""
+    """A kernel by name. `call` is the active library's function; it is only to be called while a library is active."""
 
     __slots__ = ("argtypes", "call", "name", "restype")
 
@@ -56,11 +57,14 @@ class NativeFunction:
         self.call = self._refuse
 
     def resolve(self, loaded: ctypes.CDLL | None) -> None:
-        """Point `call` at the function of this library. Raises AttributeError when the library does not have it."""
+        """Point `call` at the function of this library. Raises NativeError when the library does not have it."""
         if loaded is None:
             self.call = self._refuse
             return
-        function = loaded[self.name]  # a fresh object: declarations of one library never leak into another
+        try:
+            function = loaded[self.name]  # a fresh object: declarations of one library never leak into another
+        except AttributeError as error:
+            raise NativeError(f"{loaded._name} has no {self.name}; {_HINT}") from error
         function.argtypes = self.argtypes
         function.restype = self.restype
         self.call = function
@@ -92,7 +96,7 @@ def bind(name: str, argtypes: Sequence[Any], restype: Any = None) -> NativeFunct
 
 
 def library() -> ctypes.CDLL | None:
-    """Return the active library, choosing it on the first call; None where the torch path is used. Raises NativeError."""
+    """Return the active library, chosen on the first call; None where torch does the work. Raises NativeError."""
     if not _active.is_chosen:
         _activate(*_choose(os.environ.get(ISA_VARIABLE)))
     return _active.library
@@ -114,7 +118,7 @@ def supported_isas() -> list[str]:
 
 @contextmanager
 def use_isa(name: str) -> Iterator[None]:
-    """Run the body with this instruction set active (`none`: the torch path), whatever was chosen. For tests and benchmarks."""
+    """Run the body with this instruction set active (`none`: torch does the work). For tests and benchmarks."""
     library()
     before = _active.library, _active.isa
     _activate(None if name == NO_ISA else _load(name), name)
@@ -156,7 +160,7 @@ def _load(name: str) -> ctypes.CDLL:
         )
     path = library_path(name)
     if not path.exists():
-        raise NativeError(f"the {name} library is not built; run `python -m quire_kernels.build`")
+        raise NativeError(f"the {name} library is not built; {_HINT}")
     _share_openmp_runtime()
     try:
         loaded = ctypes.CDLL(str(path))
@@ -165,7 +169,7 @@ def _load(name: str) -> ctypes.CDLL:
     loaded.quire_abi_version.restype = ctypes.c_int64
     loaded.quire_init.restype = ctypes.c_int64
     if loaded.quire_abi_version() != ABI_VERSION:
-        raise NativeError(f"{path} is from another version of Quire; run `python -m quire_kernels.build`")
+        raise NativeError(f"{path} is from another version of Quire; {_HINT}")
     refusal = loaded.quire_init()
     if refusal != 0:
         raise NativeError(f"the kernel does not let this process use {name}: {os.strerror(refusal)}")
@@ -173,7 +177,7 @@ def _load(name: str) -> ctypes.CDLL:
 
 
 def _share_openmp_runtime() -> None:
-    """Make the OpenMP runtime that torch loaded visible to the kernels, whatever its file is called (libgomp, libiomp5)."""
+    """Make the OpenMP runtime that torch loaded visible to the kernels, whatever its file is called."""
     torch.get_num_threads()
     with open("/proc/self/maps", encoding="utf-8") as maps:
         paths = {line.split(maxsplit=5)[5].strip() for line in maps if ".so" in line}

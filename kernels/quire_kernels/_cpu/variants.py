@@ -1,4 +1,4 @@
-"""The instruction sets that the CPU kernels exist for, and where each one's library lies. Imported by the build and the loader."""
+"""The instruction sets that the CPU kernels exist for, and where each one's library lies; for build and loader."""
 
 from pathlib import Path
 from typing import Final

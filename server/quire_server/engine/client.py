@@ -146,8 +146,8 @@ class EngineClient:
         self.fail_open_requests(EngineDeadError("The engine was stopped."))
         if self._sockets is not None:
             self._send(Shutdown())
-            grace_s = grace_s if self.info is not None else 0.0  # while it loads it does not listen
-            if not await asyncio.to_thread(self._process.wait, grace_s):
+            is_listening = self.info is not None and self.death is None
+            if not await asyncio.to_thread(self._process.wait, grace_s if is_listening else 0.0):
                 await asyncio.to_thread(self._process.terminate, 1.0)
         for task in self._tasks:
             task.cancel()

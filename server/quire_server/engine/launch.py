@@ -129,7 +129,9 @@ def receive_launch(stream: IO[bytes] | None = None) -> EngineLaunch:
     line = stream.readline()
     if not line:
         raise SystemExit(0)
-    threading.Thread(target=_exit_at_end_of_file, args=(stream,), name="parent-watch", daemon=True).start()
+    # The descriptor, not the stream: a thread that waits inside a buffered stream cannot be left at the exit.
+    watch = threading.Thread(target=_exit_at_end_of_file, args=(stream.fileno(),), name="parent-watch", daemon=True)
+    watch.start()
     return decode_launch(line)
 
 
@@ -138,7 +140,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exit_at_end_of_file(stream: IO[bytes]) -> None:
-    while stream.read(1):
+def _exit_at_end_of_file(descriptor: int) -> None:
+    while os.read(descriptor, 4096):
         pass
     os._exit(0)

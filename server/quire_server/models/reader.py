@@ -50,6 +50,4 @@ class CheckpointReader:
         return num_bytes
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        stored = self.find(name)
-        stored.prefetch()
-        return read_tensor(stored, dtype).to(self.device)
+        return read_tensor(self.find(name), dtype).to(self.device)

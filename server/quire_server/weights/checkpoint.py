@@ -13,7 +13,6 @@ from quire_server.weights.gguf import GgufCheckpoint
 from quire_server.weights.safetensors import SafetensorsCheckpoint
 from quire_server.weights.stored import StoredTensor
 
-
 _PROJECTOR = "mmproj"
 """What llama.cpp's vision projectors are called: no model of their own."""
 

@@ -40,11 +40,6 @@ class StoredTensor:
     def num_elements(self) -> int:
         return prod(self.shape)
 
-    def prefetch(self) -> None:
-        """Ask for all of its pages at once: faulting them in one by one is slow on a cold or remote disk."""
-        start = self.offset - self.offset % mmap.PAGESIZE
-        self.mapping.madvise(mmap.MADV_WILLNEED, start, self.offset + self.num_bytes - start)
-
 
 def map_file(path: Path) -> mmap.mmap:
     """Map a whole file. Private and writable, so that torch may view it; nothing writes to it.

@@ -144,7 +144,12 @@ def test_names_are_those_of_hugging_face(open_with: Callable[..., GgufCheckpoint
         (("mamba",), {}, UnsupportedModelError, r"'mamba' is not supported \(gemma, gemma2, gptneox, llama, qwen2"),
         ((), {"metadata": {"block_count": None}}, CheckpointError, r"llama\.block_count is missing"),
         ((), {"metadata": {"expert_count": 8}}, UnsupportedModelError, "mixture of experts"),
-        ((), {"metadata": {"attention.head_count_kv": [1, 2]}}, UnsupportedModelError, "head_count_kv differs by layer"),
+        (
+            (),
+            {"metadata": {"attention.head_count_kv": [1, 2]}},
+            UnsupportedModelError,
+            "head_count_kv differs by layer",
+        ),
         (
             (),
             {"metadata": {"rope.scaling.type": "spiral", "rope.scaling.factor": 2.0}},

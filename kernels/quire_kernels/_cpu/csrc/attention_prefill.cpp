@@ -93,17 +93,23 @@ QUIRE_INLINE void store_weights(bf16* target, int64_t t, Vec first, Vec second) 
 }
 #endif
 
-// Applies the score rule, alibi and visibility to scores[count][kVecWidth], for keys from position `begin`.
+struct KeyTile {
+    int64_t begin, count;
+};
+
+// Applies the score rule, alibi and visibility to scores[count][kVecWidth]; keys past the tile's end are hidden.
 template <typename T>
-void finish_scores(const AttentionArguments& a, const ScoreRule& rule, int64_t block, int64_t begin, int64_t count,
+void finish_scores(const AttentionArguments& a, const ScoreRule& rule, int64_t block, KeyTile tile, int64_t count,
                    const State<T>& s, float* scores) {
     const Vec positions = vec_load(s.positions + block * kVecWidth), hidden = vec_set(kHidden);
     const bool has_alibi = a.alibi_slopes != nullptr;
     const Vec slopes = has_alibi ? vec_load(s.slopes + block * kVecWidth) : vec_zero();
     const float window = a.sliding_window > 0 ? static_cast<float>(a.sliding_window) : kInfinity;
     const Vec first_seen = positions - vec_set(window);  // exclusive
-    for (int64_t t = 0; t < count; ++t) {
-        const Vec key = vec_set(static_cast<float>(begin + t));
+    const int64_t num_keys = std::min(count, tile.count);
+    std::fill(scores + num_keys * kVecWidth, scores + count * kVecWidth, kHidden);
+    for (int64_t t = 0; t < num_keys; ++t) {
+        const Vec key = vec_set(static_cast<float>(tile.begin + t));
         Vec score = rule.apply(vec_load(scores + t * kVecWidth));
         if (has_alibi) score = vec_fma(slopes, key - positions, score);
         score = select_less(positions, key, hidden, score);
@@ -155,10 +161,6 @@ void multiply(LeftTile<E> left, const E* right, int64_t right_stride, int64_t ro
     multiply_vectors<kBlocks>(left, right, right_stride, rows, depth, is_added, sums, sums_stride);
 }
 
-struct KeyTile {
-    int64_t begin, count;
-};
-
 // One tile of keys for kBlocks blocks of queries from `block`.
 template <typename T, int kBlocks>
 void attend_blocks(const AttentionArguments& a, const ScoreRule& rule, KeyTile tile,
@@ -172,11 +174,12 @@ void attend_blocks(const AttentionArguments& a, const ScoreRule& rule, KeyTile t
     constexpr int64_t kScoresStride = kKeyTile * kVecWidth;
     multiply<kBlocks>(keys, s.queries + block * s.block_elements(), s.block_elements(), count, s.padded_dim, false, s.scores,
                       kScoresStride);
-    const bool is_all_seen = tile.begin + count <= first_position + 1 && tile.begin >= a.first_visible(last_position);
+    const bool is_all_seen = count <= tile.count && tile.begin + count <= first_position + 1 &&
+                             tile.begin >= a.first_visible(last_position);
     const bool is_plain = is_all_seen && !rule.has_cap() && a.alibi_slopes == nullptr;
     for (int64_t i = 0; i < kBlocks; ++i) {
         float* scores = s.scores + i * kScoresStride;
-        if (!is_plain) finish_scores(a, rule, block + i, tile.begin, count, s, scores);
+        if (!is_plain) finish_scores(a, rule, block + i, tile, count, s, scores);
         softmax_block(block + i, count, is_plain ? rule.factor() : 1.0f, scores, s.weights + i * kScoresStride, s);
     }
     multiply<kBlocks>(values, s.weights, kScoresStride, s.padded_dim, count, true, s.out + block * s.block_elements(),

@@ -120,20 +120,17 @@ int64_t choose_row_parts(int64_t num_row_tiles, int64_t panels, int64_t team) {
 using namespace quire;
 
 // out[m][n] = x[m][k] @ weight[n][k]^T + bias[n]; float32 sums, one rounding at the end.
-QUIRE_EXPORT void quire_linear_bf16(const bf16* x, int64_t stride_x, int64_t m, const bf16* packed, int64_t n, int64_t k,
-                                    const void* bias, int64_t is_bias_float, void* out, int64_t stride_out,
-                                    int64_t is_out_float) {
-    const LinearArguments a = {x,    stride_x,           m,   k,          n,                packed,
-                               bias, is_bias_float != 0, out, stride_out, is_out_float != 0};
-    const int64_t num_row_tiles = ceil_div(m, kRowTile), panels = num_panels(n);
-#pragma omp parallel if (n * k > 16384)
+QUIRE_EXPORT void quire_linear_bf16(const LinearArguments* arguments) {
+    const LinearArguments a = *arguments;
+    const int64_t num_row_tiles = ceil_div(a.num_rows, kRowTile), panels = num_panels(a.n);
+#pragma omp parallel if (a.n * a.k > 16384)
     {
         const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
         const int64_t row_parts = choose_row_parts(num_row_tiles, panels, team);
         const int64_t panel_parts = team / row_parts;
         if (thread < row_parts * panel_parts) {
             const Range tiles = share_of(num_row_tiles, thread / panel_parts, row_parts);
-            const int64_t end = tiles.end * kRowTile < m ? tiles.end * kRowTile : m;
+            const int64_t end = tiles.end * kRowTile < a.num_rows ? tiles.end * kRowTile : a.num_rows;
             multiply_rectangle(a, {tiles.begin * kRowTile, end}, share_of(panels, thread % panel_parts, panel_parts));
         }
     }

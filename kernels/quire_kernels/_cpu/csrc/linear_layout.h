@@ -33,18 +33,20 @@ QUIRE_INLINE int64_t num_panels(int64_t n) { return ceil_div(n, kPanel); }
 QUIRE_INLINE int64_t num_steps(int64_t k) { return ceil_div(k, kStep); }
 QUIRE_INLINE int64_t padded_k(int64_t k) { return num_steps(k) * kStep; }
 
+// What a call passes, as one struct of 64-bit words: _pack_arguments in linear.py.
 struct LinearArguments {
     const bf16* x;  // [num_rows, k], row stride stride_x
-    int64_t stride_x, num_rows, k, n;
+    int64_t stride_x, num_rows;
     const bf16* packed;
+    int64_t n, k;
     const void* bias;  // [n] or null
-    bool is_bias_float;
+    int64_t is_bias_float;
     void* out;  // [num_rows, n], row stride stride_out
-    int64_t stride_out;
-    bool is_out_float;
+    int64_t stride_out, is_out_float;
 
     QUIRE_INLINE const bf16* panel(int64_t index) const { return packed + index * num_steps(k) * kStepSize; }
 };
+static_assert(sizeof(LinearArguments) == 11 * 8, "linear.py packs eleven words");
 
 // A block of rows of x as a kernel reads it: x itself, or a copy that is padded to padded_k(k), widened or cut into tiles.
 template <typename T>

@@ -1,0 +1,128 @@
+"""An engine process that speaks the messages and computes nothing. Its one argument says how it behaves.
+
+`num_preemptions` in its statistics counts the aborts that it was sent, and `num_steps` the steps with outputs.
+"""
+
+import os
+import signal
+import sys
+
+import zmq
+from quire_contract.phases import Phase
+from quire_contract.termination import TerminationMessage
+from quire_server.engine.launch import receive_launch
+from quire_server.engine.messages import (
+    AbortRequests,
+    AddRequest,
+    EngineFailed,
+    EngineProgress,
+    EngineReady,
+    EngineStep,
+    FromEngine,
+    Shutdown,
+    encode,
+    to_engine_decoder,
+)
+from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.request import EngineRequest, FinishReason
+
+READY = EngineReady(
+    max_model_len=512,
+    vocab_size=300,
+    num_blocks=64,
+    block_size=16,
+    dtype="float32",
+    device="fake",
+    weights_bytes=1,
+    kv_cache_bytes=1,
+    load_seconds={"weights": 0.5},
+)
+
+
+class FakeEngine:
+    def __init__(self, behaviour: str) -> None:
+        self.behaviour = behaviour
+        launch = receive_launch()
+        context = zmq.Context()
+        self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.inbox.connect(launch.to_engine)
+        self.outbox.connect(launch.from_engine)
+        self.running: dict[str, tuple[EngineRequest, int]] = {}
+        self.num_aborts = self.num_steps = 0
+
+    def send(self, message: FromEngine) -> None:
+        self.outbox.send(encode(message))
+
+    def step(self, outputs: list[RequestOutput]) -> None:
+        self.num_steps += bool(outputs)
+        stats = SchedulerStats(
+            num_running=len(self.running),
+            num_preemptions=self.num_aborts,
+            num_steps=self.num_steps,
+            step_num_tokens=len(outputs),
+        )
+        self.send(EngineStep(outputs=outputs, stats=stats, time=100.0 + self.num_steps))
+
+    def run(self) -> int:
+        self.send(EngineProgress(phase=Phase.LOADING, message="Loading the weights", percent=50.0))
+        if self.behaviour == "fails-to-load":
+            message = TerminationMessage(code="OutOfMemory", stage="Loading", message="too big", need_bytes=2)
+            self.send(EngineFailed(message))
+            self.outbox.close(linger=2000)
+            return 1
+        if self.behaviour == "exits-while-loading":
+            return 7
+        if self.behaviour == "never-ready":
+            signal.pause()
+        self.send(READY)
+        if self.behaviour == "silent":
+            signal.pause()
+        while True:
+            if self.inbox.poll(0 if self.running and self.behaviour == "echo" else 20):
+                message = to_engine_decoder.decode(self.inbox.recv())
+                if isinstance(message, Shutdown):
+                    return 0
+                self.take(message)
+            self.step([output for request_id in list(self.running) if (output := self.next_output(request_id))])
+
+    def take(self, message: object) -> None:
+        if isinstance(message, AbortRequests):
+            self.num_aborts += len(message.request_ids)
+            for request_id in message.request_ids:
+                self.running.pop(request_id, None)
+        elif isinstance(message, AddRequest):
+            self.running[message.request.request_id] = (message.request, 0)
+
+    def next_output(self, request_id: str) -> RequestOutput | None:
+        """The prompt, token by token; then the end. All but `echo` give one token and no more."""
+        request, num_done = self.running[request_id]
+        if num_done and self.behaviour != "echo":
+            self.misbehave()
+            return None
+        self.running[request_id] = (request, num_done + 1)
+        is_last = num_done + 1 == min(len(request.prompt_token_ids), request.sampling_params.max_tokens or 0)
+        if is_last and self.behaviour == "echo":
+            del self.running[request_id]
+        return RequestOutput(
+            request_id=request_id,
+            new_token_ids=[request.prompt_token_ids[num_done]],
+            finish_reason=FinishReason.LENGTH if is_last and self.behaviour == "echo" else None,
+            num_cached_tokens=3,
+            scheduled_time=request.arrival_time + 1.0,
+        )
+
+    def misbehave(self) -> None:
+        if self.behaviour == "dies":
+            os._exit(3)
+        if self.behaviour == "is-killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.behaviour == "fails":
+            self.send(EngineFailed(TerminationMessage(code="EngineFailed", stage="Serving", message="ValueError: bad")))
+            self.outbox.close(linger=2000)
+            os._exit(1)
+        if self.behaviour == "garbles":
+            self.outbox.send(b"\xc1 not msgpack")
+
+
+if __name__ == "__main__":
+    sys.exit(FakeEngine(sys.argv[1]).run())
