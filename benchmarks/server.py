@@ -39,7 +39,7 @@ def serving(arguments: Sequence[str]) -> Iterator[RunningServer]:
     port = free_port()
     command = [sys.executable, "-m", "quire_cli", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield RunningServer(host="127.0.0.1", port=port, pid=process.pid, started=started)
     finally:

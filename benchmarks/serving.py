@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from client import closed_loop, random_prompts
 from common import Row, add_output_argument, finish, read_bandwidth, row
@@ -24,11 +23,18 @@ class Transformers:
 
     def __init__(self, model: Path, device: str) -> None:
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
 
-        source: dict[str, Any] = {"gguf_file": model.name} if model.suffix == ".gguf" else {}
-        folder = model.parent if model.suffix == ".gguf" else model
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **source)
+        from quire_server.weights.checkpoint import open_checkpoint
+        from quire_server.weights.tensors import read_tensor
+
+        # The same weights from the same file: transformers would need another package to read a GGUF.
+        checkpoint = open_checkpoint(model)
+        config = AutoConfig.for_model(**checkpoint.config)
+        weights = {n: read_tensor(checkpoint.stored(n), torch.bfloat16).clone() for n in checkpoint.tensor_names}
+        loaded = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        loaded.load_state_dict(weights, strict=not config.tie_word_embeddings)
+        loaded.tie_weights()
         self._model = loaded.to(device).eval()
         self._device = device
         self.weights_bytes = sum(p.numel() * p.element_size() for p in loaded.parameters())

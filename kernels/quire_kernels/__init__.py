@@ -1,7 +1,7 @@
 """One public function per op; a torch reference, and device code behind it.
 
-This is the only import surface: every function checks its arguments (ValueError), and runs on the CPU's native kernels, or
-on torch where there are none.
+This is the only import surface: every function checks its arguments (ValueError), and runs on the CPU's native kernels,
+or on torch where there are none.
 """
 
 from quire_kernels.activation import activation, gated_activation

@@ -30,8 +30,8 @@ def gated_activation(gate_up: Tensor, kind: str) -> Tensor:  # [num_tokens, 2 * 
     """Multiply the activated first half of each row with its second half (SwiGLU and its kin, Shazeer 2020).
 
     Raises:
-        ValueError: the kind is unknown, or gate_up is not two-dimensional floating point, even in size, and contiguous in
-            its last dimension.
+        ValueError: the kind is unknown, or gate_up is not two-dimensional floating point, even in size, and contiguous
+            in its last dimension.
     """
     return _run("gate_up", gate_up, kind, is_gated=True)
 

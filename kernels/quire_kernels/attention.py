@@ -1,7 +1,7 @@
 """Attention over a paged KV cache: one causal, varlen function for prefill, chunked prefill, decode and mixed batches.
 
-Owns the argument checks and the choice between the native kernel and the reference. The native kernel reads keys and values
-where they lie, checks every index it follows, and gives a sequence the same result whatever else is in the batch.
+Owns the argument checks and the choice between the native kernel and the reference. The native kernel reads keys and
+values where they lie, checks every index it follows, and gives a sequence the same result whatever else is in the batch.
 """
 
 import struct
@@ -41,10 +41,11 @@ def paged_attention(
 ) -> Tensor:  # [num_tokens, num_heads, head_dim]
     """Attend causally to each sequence's own keys and values (PagedAttention, Kwon et al. 2023).
 
-    The queries of sequence s are rows query_start_loc[s] to query_start_loc[s + 1] and the last of its seq_lens[s] positions,
-    whose keys and values are in the cache already. `sliding_window` counts the query itself; blocks that lie wholly before
-    every window are not read. The soft cap applies to scaled scores, before alibi. query may be a view (such as of a fused
-    query-key-value buffer) whose last dimension is contiguous; so may the caches, with equal strides.
+    The queries of sequence s are rows query_start_loc[s] to query_start_loc[s + 1] and the last of its seq_lens[s]
+    positions, whose keys and values are in the cache already. `sliding_window` counts the query itself; blocks that lie
+    wholly before every window are not read. The soft cap applies to scaled scores, before alibi. query may be a view
+    (such as of a fused query-key-value buffer) whose last dimension is contiguous; so may the caches, with equal
+    strides.
 
     Raises:
         ValueError: a shape, dtype, device, stride or index does not fit; the message names the argument.
@@ -139,7 +140,12 @@ def _check_tensors(
 
 def _check_metadata(query: Tensor, block_table: Tensor, query_start_loc: Tensor, seq_lens: Tensor) -> int:
     device = query.device
-    if seq_lens.dim() != 1 or seq_lens.dtype is not torch.int32 or seq_lens.device != device or not seq_lens.is_contiguous():
+    if (
+        seq_lens.dim() != 1
+        or seq_lens.dtype is not torch.int32
+        or seq_lens.device != device
+        or not seq_lens.is_contiguous()
+    ):
         raise argument_error("seq_lens", seq_lens, f"contiguous int32[num_seqs] on {device}")
     num_seqs = seq_lens.shape[0]
     if (
@@ -149,7 +155,9 @@ def _check_metadata(query: Tensor, block_table: Tensor, query_start_loc: Tensor,
         or block_table.device != device
         or not block_table.is_contiguous()
     ):
-        raise argument_error("block_table", block_table, f"contiguous int32[{num_seqs}, max_blocks_per_seq] on {device}")
+        raise argument_error(
+            "block_table", block_table, f"contiguous int32[{num_seqs}, max_blocks_per_seq] on {device}"
+        )
     if (
         query_start_loc.dim() != 1
         or query_start_loc.shape[0] != num_seqs + 1

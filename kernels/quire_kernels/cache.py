@@ -1,7 +1,7 @@
 """The paged KV cache: rotary positions fused with the write of key and value, and copies of whole blocks.
 
-A cache is [num_blocks, block_size, num_kv_heads, head_dim]; slot s is row s % block_size of block s // block_size. Slot -1
-is written nowhere. The caller owns all tensors; query, key and the caches are written in place.
+A cache is [num_blocks, block_size, num_kv_heads, head_dim]; slot s is row s % block_size of block s // block_size; what
+has slot -1 is written nowhere. The caller owns all tensors; query, key and the caches are written in place.
 """
 
 import ctypes
@@ -37,9 +37,9 @@ def rope_and_cache(
 ) -> None:
     """Rotate query and key by their positions (Su et al. 2021) and write key and value to their slots.
 
-    Row p of cos_sin_cache is cos(p * inv_freq) followed by sin(p * inv_freq); the first rotary_dim elements of a head are
-    rotated, in pairs (i, i + rotary_dim / 2) or, interleaved, (2i, 2i + 1). Without a cos_sin_cache nothing is rotated.
-    query, key and value may be views of one fused buffer, contiguous in head_dim.
+    Row p of cos_sin_cache is cos(p * inv_freq) followed by sin(p * inv_freq); the first rotary_dim elements of a head
+    are rotated, in pairs (i, i + rotary_dim / 2) or, interleaved, (2i, 2i + 1). Without a cos_sin_cache nothing is
+    rotated. query, key and value may be views of one fused buffer, contiguous in head_dim.
 
     Raises:
         ValueError: a shape, dtype, device, stride, position or slot does not fit; the message names the argument.

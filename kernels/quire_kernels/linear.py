@@ -175,6 +175,7 @@ def _check_bias(bias: Tensor, packed: PackedWeight) -> None:
 
 
 def _linear_torch(x: Tensor, weight: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+    x = x.contiguous()  # with strided bfloat16 rows oneDNN (3.12) lets what lies between them leak into sums
     if bias is not None and bias.dtype is not x.dtype:
         out = functional.linear(x, weight).to(torch.float32) + bias
         return out.to(x.dtype if out_dtype is None else out_dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quire_kernels._checks import argument_error
-from quire_kernels._cpu.native import NativeFunction, POINTER, bind
+from quire_kernels._cpu.native import POINTER, NativeFunction, bind
 from quire_kernels.device import Backend, backend_for
 from quire_kernels.reference import layer_norm_ref, rms_norm_ref
 
@@ -37,8 +37,8 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Normalise the last dimension by its root mean square (Zhang and Sennrich 2019).
 
-    With a residual, `new_residual = x + residual` and the result is `(norm(new_residual), new_residual)`. x and residual
-    may be views whose last dimension is contiguous; the results are contiguous.
+    With a residual, `new_residual = x + residual` and the result is `(norm(new_residual), new_residual)`. x and
+    residual may be views whose last dimension is contiguous; the results are contiguous.
 
     Raises:
         ValueError: an argument's shape, dtype, device or stride does not fit; the message names it.
@@ -52,7 +52,9 @@ def rms_norm(
 @overload
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: None = None) -> Tensor: ...
 @overload
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor
+) -> tuple[Tensor, Tensor]: ...
 def layer_norm(
     x: Tensor,  # [num_tokens, hidden_size] or [num_tokens, num_heads, head_dim]
     weight: Tensor,  # [hidden_size] float32

@@ -21,7 +21,7 @@ def rms_norm_ref(
     eps: float,
     residual: Tensor | None = None,  # [num_tokens, hidden_size]
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Divide by the root mean square (Zhang and Sennrich 2019); with a residual, add it first and return the sum too."""
+    """Divide by the root mean square (Zhang and Sennrich 2019); a residual is added first, and the sum returned too."""
     total = x if residual is None else (x.float() + residual.float()).to(x.dtype)
     hidden = total.float()
     normalized = hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + eps)
@@ -36,7 +36,7 @@ def layer_norm_ref(
     eps: float,
     residual: Tensor | None = None,  # [num_tokens, hidden_size]
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Normalise mean and variance; with a residual, add it first and return the sum too."""
+    """Normalise mean and variance (Ba et al. 2016); a residual is added first, and the sum returned too."""
     total = x if residual is None else (x.float() + residual.float()).to(x.dtype)
     out = F.layer_norm(total.float(), weight.shape, weight, bias, eps).to(x.dtype)
     return out if residual is None else (out, total)
@@ -167,7 +167,9 @@ def _attend(
     alibi_slopes: Tensor | None,
 ) -> Tensor:  # [query_len, num_heads, head_dim] float32
     num_kv_heads = key.shape[1]
-    grouped = query.float().unflatten(1, (num_kv_heads, -1))  # [query_len, num_kv_heads, group, head_dim]
+    grouped = query.float().reshape(
+        query.shape[0], num_kv_heads, -1, query.shape[2]
+    )  # [query_len, num_kv_heads, group, head_dim]
     scores = torch.einsum("qhgd,khd->hgqk", grouped, key.float()) * scale
     if soft_cap is not None:
         scores = soft_cap * torch.tanh(scores / soft_cap)
@@ -217,9 +219,12 @@ def sample_tokens_ref(
     min_p: Tensor,  # [num_rows]
     uniform: Tensor,  # [num_rows] in [0, 1)
 ) -> Tensor:  # [num_rows] int64
-    """Return the first token, by id, whose cumulative probability exceeds `uniform`; greedy rows their first maximum."""
+    """Return the first token, by id, whose cumulative probability exceeds `uniform`.
+
+    Greedy rows return their first maximum, and so do rows whose maximum is not finite.
+    """
     greedy = first_argmax(logits)
-    is_greedy = temperature < NEAR_ZERO_TEMPERATURE
+    is_greedy = (temperature < NEAR_ZERO_TEMPERATURE) | ~logits.amax(-1).isfinite()
     rows = torch.nonzero(~is_greedy).squeeze(1)
     if rows.numel() == 0:
         return greedy

@@ -1,6 +1,7 @@
 """From logits to tokens: stateless sampling with given uniforms, and log-probabilities for those who ask.
 
-Knows nothing of seeds or penalties: the caller derives `uniform` from (seed, output position) and edits logits beforehand.
+Knows nothing of seeds or penalties: the caller derives `uniform` from (seed, output position) and edits the logits
+beforehand.
 """
 
 import struct
@@ -27,9 +28,9 @@ def sample_tokens(
 ) -> Tensor:  # [num_rows] int64
     """Draw one token a row from softmax(logits / temperature) after min_p, top_k and top_p, by inverting its CDF.
 
-    Rows with a temperature below 1e-5 take the first index of their maximum. Filters apply in the order min_p (relative to
-    the highest probability), top_k, top_p (over the survivors, renormalised); ties go to the lower token id, and the CDF
-    runs in the order of token ids. A token of logit -inf is never drawn while there is another.
+    Rows with a temperature below 1e-5 take the first index of their maximum. Filters apply in the order min_p (relative
+    to the highest probability), top_k, top_p (over the survivors, renormalised); ties go to the lower token id, and the
+    CDF runs in the order of token ids. A token of logit -inf is never drawn while there is another.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; the message names the argument.

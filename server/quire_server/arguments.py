@@ -7,8 +7,10 @@ FILE` holds the same flags as YAML, and the command line wins over it.
 import argparse
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +31,7 @@ from quire_server.model_source import ModelSource, parse_model_source
 API_KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 PROBE_PATHS = (paths.LIVEZ, paths.READYZ, paths.HEALTH, paths.METRICS)
 _SUFFIXES = {
-    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
 }  # fmt: skip
 
 
@@ -49,12 +51,11 @@ class ServeArguments:
 
 def parse_size(text: str) -> int:
     """Return a number that may end in k, m, g, t (powers of 1000) or K, M, G, T (powers of 1024)."""
-    number, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1)
-    try:
-        value = float(number) * factor if "." in number else int(number) * factor
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 2048, 8k (8000) or 8K (8192)") from None
-    if value != int(value):
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 2048, 8k (8000) or 8K (8192)")
+    value = Fraction(match[1]) * _SUFFIXES[match[2]]
+    if value.denominator != 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(value)
 

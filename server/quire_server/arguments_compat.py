@@ -4,7 +4,8 @@ Three kinds: flags without effect here (silently fine), flags that vLLM itself h
 ask for something this server does not do (refused by name, unless they carry their neutral value).
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -126,15 +127,16 @@ def take_compat_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     kept: list[str] = []
     warnings: list[str] = []
-    tokens = iter(argv)
-    for token in tokens:
+    remaining = deque(argv)
+    while remaining:
+        token = remaining.popleft()
         name = _compat_name(token)
         if name is None:
             kept.append(token)
             continue
         is_negated = name not in COMPAT_FLAGS
         flag = COMPAT_FLAGS[name.removeprefix("no-") if is_negated else name]
-        value = None if flag.is_switch or is_negated else _value_of(token, tokens)
+        value = None if flag.is_switch or is_negated else _value_of(name, token, remaining)
         if flag.fate is Fate.DROPPED:
             warnings.append(f"--{name} {flag.fate.value}. {flag.note}".rstrip())
         elif flag.fate is Fate.UNSERVED and not is_negated and not _is_neutral(flag, value):
@@ -158,9 +160,13 @@ def _compat_name(token: str) -> str | None:
     return name if name.startswith("no-") and positive is not None and positive.is_switch else None
 
 
-def _value_of(token: str, following: Iterator[str]) -> str:
+def _value_of(name: str, token: str, following: deque[str]) -> str:
     _, separator, value = token.partition("=")
-    return value if separator else next(following, "")
+    if separator:
+        return value
+    if not following or following[0].startswith("--"):
+        raise ConfigError(f"--{name} needs a value.", stage="Starting")
+    return following.popleft()
 
 
 def _is_neutral(flag: CompatFlag, value: str | None) -> bool:

@@ -34,15 +34,14 @@ def run(arguments: ServeArguments) -> int:
     for warning in arguments.warnings:
         log.warning("%s", warning)
     try:
-        listener = bind(arguments.config.host, arguments.config.port)
+        with bind(arguments.config.host, arguments.config.port) as listener:
+            process = EngineProcess()
+            try:
+                return _run_loop(arguments, listener, process)
+            finally:
+                process.close()
     except StartupError as error:
         return fail(error.termination)
-    with listener:
-        process = EngineProcess()
-        try:
-            return _run_loop(arguments, listener, process)
-        finally:
-            process.close()
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -27,7 +27,7 @@ from quire_server.engine.launch import EngineProcess
 from quire_server.errors import EngineDeadError, StartupError
 from quire_server.frontend import Frontend
 from quire_server.metrics import ServerMetrics
-from quire_server.model_source import resolve_model
+from quire_server.model_source import ReadinessReport, resolve_model
 from quire_server.serve import fail
 from quire_server.stats_log import log_stats
 from quire_server.tokens.tokenizer import load_tokenizer
@@ -67,8 +67,8 @@ class Serving:
         server = _build_http_server(self._frontend)
         http = asyncio.create_task(server.serve(sockets=[self._listener]), name="http")
         log.info("Listening on %s:%d", *self._listener.getsockname()[:2])
-        with self._handled_signals():
-            end = await self._run_to_end()
+        self._handle_signals()
+        end = await self._run_to_end()
         server.should_exit = True
         await http
         await self._client.stop()
@@ -120,7 +120,7 @@ class Serving:
         gc.collect()
         gc.freeze()  # what start-up made stays; collections need not walk it
 
-    def _report_from_thread(self) -> Any:
+    def _report_from_thread(self) -> ReadinessReport:
         loop = asyncio.get_running_loop()
 
         def report(readiness: Readiness) -> None:
@@ -148,12 +148,11 @@ class Serving:
         if num_aborted:
             log.warning("Aborted requests=%d that were still running", num_aborted)
 
-    @contextlib.contextmanager
-    def _handled_signals(self) -> Iterator[None]:
+    def _handle_signals(self) -> None:
+        """For good: a signal after the end must not kill the process while it says goodbye."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
-        yield  # the handlers stay: a signal after the end must not kill the process while it says goodbye
 
     def _on_signal(self, number: signal.Signals) -> None:
         log.info("Received %s", signal.Signals(number).name)

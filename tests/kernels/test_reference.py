@@ -143,9 +143,7 @@ def test_rope_and_cache_writes_slots() -> None:
     query, key, value = torch.randn(3, 2, 8), torch.randn(3, 1, 8), torch.randn(3, 1, 8)
     key_cache, value_cache = torch.zeros(4, 2, 1, 8), torch.zeros(4, 2, 1, 8)
     expected_query = query.clone()
-    reference.rope_and_cache_ref(
-        query, key, value, None, None, key_cache, value_cache, torch.tensor([7, -1, 2])
-    )
+    reference.rope_and_cache_ref(query, key, value, None, None, key_cache, value_cache, torch.tensor([7, -1, 2]))
     assert torch.equal(query, expected_query)
     for cache, rows in ((key_cache, key), (value_cache, value)):
         assert torch.equal(cache[3, 1], rows[0])

@@ -56,18 +56,17 @@ class NativeFunction:
         self.restype = restype
         self.call = self._refuse
 
-    def resolve(self, loaded: ctypes.CDLL | None) -> None:
-        """Point `call` at the function of this library. Raises NativeError when the library does not have it."""
+    def found_in(self, loaded: ctypes.CDLL | None) -> Callable[..., Any]:
+        """Return this library's function, declared. Raises NativeError when the library does not have it."""
         if loaded is None:
-            self.call = self._refuse
-            return
+            return self._refuse
         try:
             function = loaded[self.name]  # a fresh object: declarations of one library never leak into another
         except AttributeError as error:
             raise NativeError(f"{loaded._name} has no {self.name}; {_HINT}") from error
         function.argtypes = self.argtypes
         function.restype = self.restype
-        self.call = function
+        return function
 
     def _refuse(self, *arguments: object) -> Any:
         raise NativeError(f"{self.name} was called without a native library")
@@ -90,9 +89,14 @@ def bind(name: str, argtypes: Sequence[Any], restype: Any = None) -> NativeFunct
     """Declare the kernel `name` once, at import time; call it with `.call(...)` whenever `library()` is not None."""
     function = NativeFunction(name, argtypes, restype)
     if _active.library is not None:
-        function.resolve(_active.library)
+        function.call = function.found_in(_active.library)
     _active.functions.append(function)
     return function
+
+
+def functions() -> Sequence[NativeFunction]:
+    """Return every kernel that was declared."""
+    return tuple(_active.functions)
 
 
 def library() -> ctypes.CDLL | None:
@@ -129,9 +133,10 @@ def use_isa(name: str) -> Iterator[None]:
 
 
 def _activate(loaded: ctypes.CDLL | None, name: str) -> None:
+    calls = [function.found_in(loaded) for function in _active.functions]
+    for function, call in zip(_active.functions, calls, strict=True):
+        function.call = call
     _active.library, _active.isa, _active.is_chosen = loaded, name, True
-    for function in _active.functions:
-        function.resolve(loaded)
 
 
 def _choose(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
@@ -139,15 +144,19 @@ def _choose(wanted: str | None) -> tuple[ctypes.CDLL | None, str]:
         return None, NO_ISA
     if wanted:
         return _load(wanted), wanted
-    reasons = []
+    refusal: NativeError | None = None
     for name in supported_isas():
         try:
-            return _load(name), name
+            chosen: tuple[ctypes.CDLL | None, str] = _load(name), name
+            break
         except NativeError as error:
-            reasons.append(str(error))
-    if reasons:
-        logger.warning("CPU kernels run on torch, slower: %s", "; ".join(reasons))
-    return None, NO_ISA
+            refusal = refusal or error
+    else:
+        chosen = None, NO_ISA
+    if refusal is not None:
+        on = "torch" if chosen[0] is None else chosen[1]
+        logger.warning("CPU kernels run on %s, slower than this CPU could: %s", on, refusal)
+    return chosen
 
 
 def _load(name: str) -> ctypes.CDLL:

@@ -51,6 +51,7 @@ from quire_server.errors import (
 
 LOADING_RETRY_AFTER_S = 5.0
 DRAINING_RETRY_AFTER_S = 1.0
+SLOW_DEVICE_PATIENCE = 10.0
 LAST_WORDS_S = 0.5
 """How long a dead engine's socket is read for the message that says why."""
 
@@ -314,13 +315,19 @@ class EngineClient:
         tick_s = min(1.0, self._heartbeat_timeout_s / 4)
         silence_s = 0.0
         last_seen = self.last_heartbeat
-        while silence_s < self._heartbeat_timeout_s:
+        while silence_s < self._patience_s:
             await asyncio.sleep(tick_s)
             is_silent = self.info is not None and self.last_heartbeat == last_seen
             silence_s = silence_s + tick_s if is_silent else 0.0
             last_seen = self.last_heartbeat
         message = f"The engine loop has said nothing for {silence_s:.0f} s."
         self._die(TerminationMessage(code="EngineHung", stage="Serving", message=message))
+
+    @property
+    def _patience_s(self) -> float:
+        """A step of a large model on a CPU may take minutes; an idle engine beats every second."""
+        is_slow = self.info is not None and self.info.device.startswith("cpu") and bool(self._open)
+        return self._heartbeat_timeout_s * (SLOW_DEVICE_PATIENCE if is_slow else 1.0)
 
     def _die(self, message: TerminationMessage) -> None:
         if self.death is not None or self._is_stopping:

@@ -9,10 +9,8 @@ Used by both processes; knows neither asyncio nor torch, so that the engine star
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +22,11 @@ from typing import IO, Any
 import msgspec
 
 from quire_server.config import EngineConfig
+from quire_server.errors import ConfigError
 
 ENGINE_COMMAND = (sys.executable, "-m", "quire_server.engine_process")
-_PR_SET_PDEATHSIG = 1
+_MAX_PARENT_LENGTH = 80
+"""Of the 107 characters that a Unix socket's path may have."""
 
 
 class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +37,10 @@ class EngineLaunch(msgspec.Struct, frozen=True, kw_only=True):
     """ZeroMQ address that the engine pulls from."""
     from_engine: str
     """ZeroMQ address that the engine pushes to."""
+
+    @property
+    def socket_directory(self) -> Path:
+        return Path(self.to_engine.removeprefix("ipc://")).parent
 
 
 def _encode_path(value: Any) -> str:
@@ -63,7 +67,7 @@ class EngineProcess:
     """The engine as a child process, with the private directory that holds its sockets. Owned by the API process."""
 
     def __init__(self, command: Sequence[str] = ENGINE_COMMAND) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="quire-"))  # mkdtemp: mode 0700
+        self._directory = _make_socket_directory()
         self.to_engine = f"ipc://{self._directory}/to_engine"
         self.from_engine = f"ipc://{self._directory}/from_engine"
         # A session of its own: Ctrl-C in a terminal reaches the API process alone, which then drains.
@@ -119,28 +123,41 @@ class EngineProcess:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
+def _make_socket_directory() -> Path:
+    """Make a directory of mode 0700, where the path of a socket in it is short enough.
+
+    Raises:
+        ConfigError: no place can be written to.
+    """
+    for parent in (tempfile.gettempdir(), "/dev/shm"):
+        if len(parent) <= _MAX_PARENT_LENGTH:
+            with contextlib.suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="quire-", dir=parent))
+    raise ConfigError(
+        "No directory for the sockets between the processes can be made.",
+        stage="Starting",
+        hint="Mount a writable /tmp, or name a short writable directory in $TMPDIR.",
+    )
+
+
 def receive_launch(stream: IO[bytes] | None = None) -> EngineLaunch:
     """In the engine process: read the launch, and from then on never outlive the parent.
 
     Blocks until the parent has written it. Exits when the parent went away before.
     """
     stream = stream or sys.stdin.buffer
-    _die_with_parent()
     line = stream.readline()
     if not line:
         raise SystemExit(0)
+    launch = decode_launch(line)
     # The descriptor, not the stream: a thread that waits inside a buffered stream cannot be left at the exit.
-    watch = threading.Thread(target=_exit_at_end_of_file, args=(stream.fileno(),), name="parent-watch", daemon=True)
-    watch.start()
-    return decode_launch(line)
+    arguments = (stream.fileno(), launch.socket_directory)
+    threading.Thread(target=_exit_at_end_of_file, args=arguments, name="parent-watch", daemon=True).start()
+    return launch
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _exit_at_end_of_file(descriptor: int) -> None:
+def _exit_at_end_of_file(descriptor: int, socket_directory: Path) -> None:
     while os.read(descriptor, 4096):
         pass
+    shutil.rmtree(socket_directory, ignore_errors=True)  # the parent was killed, or it has done so itself
     os._exit(0)

@@ -30,7 +30,7 @@ def merge_outputs(first: RequestOutput, second: RequestOutput) -> RequestOutput:
 class OutputStream:
     """Async iterator over one request's outputs; the last one carries `finish_reason`.
 
-    Closing it (`aclose`, the end of `async with`, cancellation while waiting, or dropping it) before its end calls
+    Closing it (`aclose`, the end of `async with`, or cancellation while waiting) before its end calls
     `on_close`, once.
     """
 

@@ -30,6 +30,8 @@ class AttentionMetadata:
     seq_lens: Tensor  # [num_seqs] int32, all tokens with keys and values after this step
     block_table: Tensor  # [num_seqs, max_blocks_per_seq] int32
     slot_mapping: Tensor  # [num_tokens] int64, block * block_size + offset; -1: not written
+    max_seq_len: int | None = None
+    """At least the largest of `seq_lens`, where the host knows it without asking the device."""
 
 
 class StepContext(NamedTuple):

@@ -42,6 +42,11 @@ class DecoderModel:
         # As the trained models had it: rounded to the dtype of the embedding.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=parts.dtype).item()
 
+    def reserve_positions(self, num_positions: int) -> Tensor | None:
+        """Make room for so many positions. Returns the rotary table, which is another one once it has grown."""
+        rope = self._parts.rope
+        return None if rope is None else rope.grow(num_positions)
+
     def forward(
         self,
         token_ids: Tensor,  # [num_tokens] int64
@@ -55,7 +60,9 @@ class DecoderModel:
         if rope is None:
             step = StepContext(None, None, metadata)
         else:
-            num_positions = int(metadata.seq_lens.max()) if rope.is_growing else 0
+            num_positions = metadata.max_seq_len
+            if num_positions is None:
+                num_positions = int(metadata.seq_lens.max()) if rope.is_growing else 0
             step = StepContext(positions, rope.grow(num_positions), metadata)
         residual: Tensor | None = None
         for layer, kv_cache in zip(parts.layers, kv_caches, strict=True):

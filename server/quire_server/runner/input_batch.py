@@ -47,7 +47,8 @@ class BatchState:
         self.num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
-        self._block_size = block_size
+        self._block_size = block_size  # a power of two
+        self._block_shift = block_size.bit_length() - 1
         self._device = device
         self._request_id_to_row: dict[str, int] = {}
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -128,14 +129,16 @@ class BatchState:
     def _build_metadata(
         self, rows: IntArray, seq_lens: IntArray, query_start_loc: IntArray, token_rows: IntArray, positions: IntArray
     ) -> AttentionMetadata:
-        max_blocks = -(-int(seq_lens.max()) // self._block_size)
-        block_index, block_offset = np.divmod(positions, self._block_size)
+        max_seq_len = int(seq_lens.max())
+        max_blocks = -(-max_seq_len // self._block_size)
+        block_index, block_offset = positions >> self._block_shift, positions & (self._block_size - 1)
         slot_mapping = self.block_table[token_rows, block_index].astype(np.int64) * self._block_size + block_offset
         return AttentionMetadata(
             query_start_loc=self._to_device(query_start_loc.astype(np.int32)),
             seq_lens=self._to_device(seq_lens.astype(np.int32)),
             block_table=self._to_device(self.block_table[rows, :max_blocks]),
             slot_mapping=self._to_device(slot_mapping),
+            max_seq_len=max_seq_len,
         )
 
     def _append_blocks(self, row: int, block_ids: Sequence[int]) -> None:

@@ -17,6 +17,7 @@ from quire_server.runner.input_batch import BatchState, InputBatch, IntArray
 from quire_server.runner.kv_cache import move_blocks
 from quire_server.runner.logprobs import build_token_logprobs
 from quire_server.runner.memory import logits_chunk_rows
+from quire_server.runner.recorded_decoder import RecordedDecoder
 from quire_server.runner.sampler import Sampler
 
 
@@ -28,6 +29,8 @@ class RunnerConfig:
     max_model_len: int
     block_size: int
     seed: int
+    enable_recording: bool = True
+    """Replay decode steps where the device and the model allow it; off, for comparison."""
 
 
 class ModelRunner:
@@ -55,6 +58,14 @@ class ModelRunner:
         )
         self._sampler = Sampler(max_num_seqs=config.max_num_seqs, seed=config.seed)
         self._num_prompt_logprobs: dict[str, int] = {}
+        self._decoder: RecordedDecoder | None = None
+        if device.type == "cpu" and config.enable_recording:
+            self._decoder = RecordedDecoder(
+                model,
+                kv_caches,
+                max_num_seqs=config.max_num_seqs,
+                max_blocks_per_seq=-(-config.max_model_len // config.block_size),
+            )
 
     @torch.inference_mode()
     def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
@@ -75,9 +86,14 @@ class ModelRunner:
         if not scheduler_output.num_scheduled_tokens:
             return RunnerOutput()
         batch = self._state.build(scheduler_output.num_scheduled_tokens)
+        if self._decoder is not None and not self._num_prompt_logprobs and self._decoder.takes(batch):
+            return self._sample(batch, self._decoder.run(batch), {})
         hidden = self._model.forward(batch.token_ids, batch.positions, batch.metadata, self._kv_caches)
         prompt_logprobs = self._build_prompt_logprobs(batch, hidden) if self._num_prompt_logprobs else {}
-        return self._sample(batch, hidden, prompt_logprobs)
+        if not batch.sampled.size:
+            return RunnerOutput(prompt_logprobs=prompt_logprobs)
+        last = self._index(batch.query_start_loc[batch.sampled + 1] - 1)
+        return self._sample(batch, self._model.compute_logits(hidden[last]), prompt_logprobs)
 
     def _add(self, request: NewRequestData) -> None:
         row = self._state.add(request)
@@ -92,13 +108,8 @@ class ModelRunner:
             self._num_prompt_logprobs.pop(request_id, None)
 
     def _sample(
-        self, batch: InputBatch, hidden: torch.Tensor, prompt_logprobs: dict[str, Sequence[TokenLogprobs]]
+        self, batch: InputBatch, logits: torch.Tensor, prompt_logprobs: dict[str, Sequence[TokenLogprobs]]
     ) -> RunnerOutput:
-        if not batch.sampled.size:
-            return RunnerOutput(prompt_logprobs=prompt_logprobs)
-        if batch.sampled.size < hidden.shape[0]:
-            hidden = hidden[self._index(batch.query_start_loc[batch.sampled + 1] - 1)]
-        logits = self._model.compute_logits(hidden)
         rows = batch.rows[batch.sampled]
         output_positions = self._state.num_tokens[rows] - self._state.num_prompt_tokens[rows]
         sampled = self._sampler.sample(logits, rows, output_positions)

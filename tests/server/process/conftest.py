@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.engine.client import EngineClient
 from quire_server.engine.launch import EngineProcess

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import zmq
+
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
 from quire_server.engine.launch import receive_launch

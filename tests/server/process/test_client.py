@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
+
 from quire_contract.phases import Phase, Readiness
 from quire_server.config import EngineConfig
 from quire_server.engine.client import EngineClient
@@ -158,7 +159,8 @@ def test_death_in_the_middle_of_a_stream(
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "need_bytes"), [("fails-to-load", "OutOfMemory", 2), ("exits-while-loading", "EngineDied", None)]
+    ("behaviour", "code", "need_bytes"),
+    [("fails-to-load", "OutOfMemory", 2), ("exits-while-loading", "EngineDied", None)],
 )
 def test_death_while_loading(open_client: OpenClient, behaviour: str, code: str, need_bytes: int | None) -> None:
     async def check() -> None:

@@ -280,7 +280,7 @@ def test_uniforms_are_uniform_and_below_one() -> None:
     seeds = np.repeat(np.arange(200, dtype=np.uint64), 200)
     positions = np.tile(np.arange(200, dtype=np.uint64), 200)
     drawn = uniforms(seeds, positions)
-    assert drawn.dtype == np.float32
+    assert drawn.dtype == np.float64
     assert drawn.min() >= 0.0
     assert drawn.max() < 1.0
     counts, _ = np.histogram(drawn, bins=100, range=(0, 1))

@@ -38,7 +38,7 @@ NASTY_TEXTS = [
     "<|im_end |> <|im_end",
     "<0x0A> literal byte token, ▁ literal mark ▁▁",
     "mixed \t \n \r\n  \t ends",
-    "{'json': [1, 2.5, null], \"x\": \"\\u00e9\"}",
+    '{\'json\': [1, 2.5, null], "x": "\\u00e9"}',
     "https://example.com/a?b=c&d=%20#frag",
 ]
 

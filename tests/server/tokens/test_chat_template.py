@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quire_server.errors import InvalidRequestError
 from quire_server.tokens.chat_template import ChatTemplate, compile_chat_template
 from quire_server.tokens.tokenizer import load_tokenizer
@@ -144,7 +146,7 @@ PARTS_ONLY = (
 )
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "gemma": GEMMA, "qwen3": QWEN3}
 
-USER = {"role": "user", "content": "What's 1 < 2 & \"so\" <on>?  \n é 日本"}
+USER = {"role": "user", "content": 'What\'s 1 < 2 & "so" <on>?  \n é 日本'}
 TURNS = [USER, {"role": "assistant", "content": " Yes. "}, {"role": "user", "content": "Sure?"}]
 SYSTEM = {"role": "system", "content": "Be terse.\n"}
 CALL = {"name": "weather", "arguments": {"city": "Köln", "days": 2}}
@@ -186,18 +188,22 @@ def reference(byte_level_dir: Path) -> Any:
 def test_renders_as_transformers(
     byte_level_dir: Path, reference: Any, name: str, messages: list[dict[str, Any]], options: dict[str, Any]
 ) -> None:
-    from jinja2 import TemplateError
-
     options = {"add_generation_prompt": True, **options}
     tokenizer = load_tokenizer(byte_level_dir, chat_template=TEMPLATES[name])
+    expected = render_or_complain(
+        lambda: reference.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False, **options)
+    )
+    actual = render_or_complain(lambda: tokenizer.apply_chat_template(messages, **options))
+    assert actual.removeprefix("The chat template refuses this: ") == expected
+
+
+def render_or_complain(render: Callable[[], str]) -> str:
+    from jinja2 import TemplateError
+
     try:
-        expected = reference.apply_chat_template(messages, chat_template=TEMPLATES[name], tokenize=False, **options)
-    except (TemplateError, TypeError) as error:
-        with pytest.raises(InvalidRequestError) as caught:
-            tokenizer.apply_chat_template(messages, **options)
-        assert str(error) in str(caught.value)
-        return
-    assert tokenizer.apply_chat_template(messages, **options) == expected
+        return render()
+    except (TemplateError, TypeError, InvalidRequestError) as error:
+        return str(error)
 
 
 def test_mistral_refuses_a_system_message_in_its_own_words() -> None:
@@ -227,7 +233,10 @@ def test_tool_arguments_in_a_string_become_an_object() -> None:
         (GEMMA, "parts"),
         (PARTS_ONLY, "parts"),
         ("{% for m in messages %}{% set c = m['content'] %}{% for p in c %}{{ p }}{% endfor %}{% endfor %}", "parts"),
-        ("{% macro show(c) %}{% for p in c %}{{ p }}{% endfor %}{% endmacro %}{{ show(messages[0].content) }}", "parts"),
+        (
+            "{% macro show(c) %}{% for p in c %}{{ p }}{% endfor %}{% endmacro %}{{ show(messages[0].content) }}",
+            "parts",
+        ),
         ("{% for m in messages %}{% for p in m.content | reverse %}{{ p }}{% endfor %}{% endfor %}", "parts"),
         ("{% for m in messages %}{% for c in m.tool_calls %}{{ c }}{% endfor %}{{ m.content }}{% endfor %}", "string"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quire_server.tokens.detokenizer import BytesTextSource, Detokenizer, StopMatcher, WindowTextSource
 from quire_server.tokens.tokenizer import load_tokenizer
 

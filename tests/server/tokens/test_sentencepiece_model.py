@@ -3,6 +3,7 @@ import struct
 from pathlib import Path
 
 import pytest
+
 from quire_server.errors import CheckpointError
 from quire_server.tokens.tokenizer import load_tokenizer
 
@@ -64,7 +65,13 @@ def test_the_configuration_decides_on_bos_and_eos(byte_fallback_dir: Path, tmp_p
 
 def test_unigram_takes_the_most_likely_pieces(tmp_path: Path) -> None:
     pieces = [("<unk>", 0.0, UNKNOWN), ("<s>", 0.0, CONTROL), ("</s>", 0.0, CONTROL), ("<sep>", 0.0, USER_DEFINED)]
-    pieces += [("▁", -3.0, NORMAL), ("a", -2.0, NORMAL), ("b", -2.0, NORMAL), ("ab", -2.5, NORMAL), ("▁a", -4.5, NORMAL)]
+    pieces += [
+        ("▁", -3.0, NORMAL),
+        ("a", -2.0, NORMAL),
+        ("b", -2.0, NORMAL),
+        ("ab", -2.5, NORMAL),
+        ("▁a", -4.5, NORMAL),
+    ]
     (tmp_path / "tokenizer.model").write_bytes(model_file(pieces, 1))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("ab") == [1, 4, 7]

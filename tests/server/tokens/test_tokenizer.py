@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from quire_server.errors import CheckpointError, InvalidRequestError
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
