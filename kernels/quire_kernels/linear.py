@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from quire_kernels._checks import argument_error
+from quire_kernels._cpu.arena import Arena
 from quire_kernels._cpu.native import INT64, POINTER, bind
 from quire_kernels.device import Backend, backend_for
 
 PANEL = 32  # output features per panel, kPanel in linear_layout.h
 STEP = 32  # input features per step, kStep
+
+_arena = Arena()
 
 _pack = bind("quire_linear_pack_bf16", [POINTER, INT64, INT64, INT64, INT64, INT64, POINTER])
 _linear = bind("quire_linear_bf16", [POINTER])
@@ -144,7 +147,8 @@ def _wrap(data: Tensor, out_features: int, in_features: int, *, is_native: bool)
 def _pack_native(parts: list[Tensor]) -> PackedWeight:
     out_features, in_features = sum(part.shape[0] for part in parts), parts[0].shape[1]
     num_panels, num_steps = -(-out_features // PANEL), -(-in_features // STEP)
-    data = torch.empty((num_panels, num_steps, 2, 16, 16, 2), dtype=torch.bfloat16)
+    data = _arena.empty(num_panels * num_steps * 2 * 16 * 16 * 2 * 2).view(torch.bfloat16)
+    data = data.view(num_panels, num_steps, 2, 16, 16, 2)
     first_row = 0
     for part in parts:
         rows = part if part.stride(1) == 1 else part.contiguous()

@@ -3,10 +3,10 @@
 A decode step makes some hundreds of calls of a few microseconds each; checking arguments and allocating results between
 them takes longer than many of them. A `Recording` is to the CPU what a CUDA graph is to a GPU.
 
-Owns the recording, and the `Workspace` that its intermediates live in. Invariants, as of a CUDA graph: a replay repeats the
-recorded calls with the same addresses and sizes, and nothing that Python decided in between is decided again. Inputs are
-tensors that the caller keeps and fills anew; the result is the same tensor each time, valid until the next recording or
-replay in the same workspace. What reads a tensor's values in Python cannot be recorded (`NotRecordableError`).
+Owns the recording, and the `Workspace` that its intermediates live in. Invariants, as of a CUDA graph: a replay repeats
+the recorded calls with the same addresses and sizes, and nothing that Python decided in between is decided again.
+Inputs are tensors that the caller keeps and fills anew; the result is the same tensor each time, valid until the next
+recording or replay in the same workspace. What reads a tensor's values cannot be recorded (`NotRecordableError`).
 """
 
 import ctypes
@@ -78,9 +78,10 @@ class Workspace:
 class Recording:
     """A computation as a list of native calls, with torch's operators, where there were any, between them."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, computation: Callable[[], Tensor], workspace: Workspace) -> None:
         self.result: Tensor
         """What the computation returned; each replay fills it anew."""
+        self._computation = computation  # keeps alive what it refers to: weights and inputs
         self._workspace = workspace
         self._steps: list[_Step] = []
         self._calls: list[list[int]] = []  # since the last operator
@@ -110,7 +111,7 @@ class Recording:
             return int(argument)
         if isinstance(argument, bytes):
             self._kept.append(argument)
-            return ctypes.cast(argument, ctypes.c_void_p).value or 0
+            return ctypes.cast(ctypes.c_char_p(argument), ctypes.c_void_p).value or 0
         raise NotRecordableError(f"a kernel argument of type {type(argument).__name__}")
 
     def _add_operator(self, operator: Callable[..., Any], args: Any, kwargs: Any, out: Tensor | None) -> None:
@@ -137,7 +138,7 @@ def record(computation: Callable[[], Tensor], workspace: Workspace) -> Recording
     """
     if native.library() is None:
         raise NotRecordableError("no native kernels")
-    recording = Recording(workspace)
+    recording = Recording(computation, workspace)
     with _recorded_kernels(recording), _OperatorRecorder(recording, workspace):
         result = computation()
     recording._end_calls()
@@ -166,11 +167,16 @@ def _recorded_kernels(recording: Recording) -> Iterator[None]:
             function.call = original
 
 
-class _OperatorRecorder(TorchDispatchMode):
+class _OperatorRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class is untyped
     """Gives intermediates memory that stays, and notices torch operators that compute."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch would import its compiler (a second) to keep away from it."""
+        return False
+
     def __init__(self, recording: Recording, workspace: Workspace) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recording = recording
         self._workspace = workspace
 

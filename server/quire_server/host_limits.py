@@ -1,11 +1,13 @@
-"""What this process may use of its machine: memory and CPU, under cgroups (v1 or v2) and affinity.
+"""What this process may use of its machine: memory and CPU, under cgroups (v1 or v2), affinity and its parent's limits.
 
-Only reads files; decides nothing. Every function takes the filesystem's root, so that tests can give another one.
+Only reads files and the environment; decides nothing. Functions take the filesystem's root for tests' sake.
 """
 
 import math
 import os
 from pathlib import Path
+
+from quire_contract import environment
 
 _UNLIMITED_BYTES = 1 << 60
 """cgroup v1 writes "no limit" as a number a little below 2^63."""
@@ -14,6 +16,8 @@ _UNLIMITED_BYTES = 1 << 60
 def available_memory_bytes(root: Path = Path("/")) -> int:
     """Memory that this process may still take: what the machine has free, or what its cgroups leave, if less."""
     candidates = [_mem_available_bytes(root)]
+    if given := os.environ.get(environment.MEMORY_LIMIT):
+        candidates.append(max(int(given) - _resident_bytes(root), 0))
     for directory in _cgroup_directories(root, "memory"):
         limit = _first_number(directory, "memory.max", "memory.limit_in_bytes")
         if limit is not None and limit < _UNLIMITED_BYTES:
@@ -24,6 +28,8 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 def usable_cpu_count(root: Path = Path("/")) -> int:
     """CPUs worth a thread: the affinity mask's, or the CFS quota's, rounded up, if fewer."""
     candidates = [len(os.sched_getaffinity(0))]
+    if given := os.environ.get(environment.CPU_LIMIT):
+        candidates.append(max(math.ceil(float(given)), 1))
     for directory in _cgroup_directories(root, "cpu"):
         quota = _cpu_quota(directory)
         if quota is not None:
@@ -36,6 +42,11 @@ def _mem_available_bytes(root: Path) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/meminfo has no MemAvailable line")
+
+
+def _resident_bytes(root: Path) -> int:
+    """Memory that this process has already taken."""
+    return int((root / "proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_directories(root: Path, controller: str) -> list[Path]:

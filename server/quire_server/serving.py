@@ -96,7 +96,7 @@ class Serving:
     async def _load(self) -> None:
         path = await asyncio.to_thread(resolve_model, self._source, self._report_from_thread())
         config = _with_path(self._config.engine, path)
-        self._client.report(Readiness(phase=Phase.LOADING))
+        self._client.report(Readiness(phase=Phase.STARTING, message="Starting the engine"))
         await self._client.start(config)
         tokenizer = await asyncio.to_thread(
             load_tokenizer, path, config.model.tokenizer, chat_template=config.model.chat_template

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from quire_cli.local.scaler import Scaler
-from quire_cli.local.supervisor import restart_delay
+from quire_cli.local.supervisor import limits_environment, restart_delay
 from quire_gateway.demand import Demand
 from quire_operator.spec import LLMDeployment
 
@@ -43,3 +43,12 @@ def test_demand_wakes_and_idleness_ends() -> None:
 @pytest.mark.parametrize(("failures", "delay"), [(0, 0.0), (1, 1.0), (2, 2.0), (4, 8.0), (50, 60.0)])
 def test_restarts_back_off(failures: int, delay: float) -> None:
     assert restart_delay(failures) == delay
+
+
+def test_limits_are_passed_on_as_numbers() -> None:
+    given = deployment(resources={"limits": {"cpu": "1500m", "memory": "2Gi", "nvidia.com/gpu": 1}})
+    assert limits_environment(given) == {"QUIRE_CPU_LIMIT": "1.5", "QUIRE_MEMORY_LIMIT": str(2 << 30)}
+    by_profile = LLMDeployment.from_manifest(
+        {"metadata": {"name": "m"}, "spec": {"model": {"uri": "hf://a/b"}, "profile": "p"}}
+    )
+    assert limits_environment(by_profile) == {}

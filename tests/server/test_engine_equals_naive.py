@@ -1,8 +1,8 @@
 """The whole engine against a loop that anybody can check: one request at a time, no cache, by transformers.
 
-Batched, chunked, preempted, prefix-cached and forked, over block sizes, budgets and caches small enough to force every
-path, on every backend that this machine has; the answers must be the same token for token. Weights are wide enough that
-no two logits are near, so that float32 rounding cannot decide.
+Batched, chunked, preempted, prefix-cached, forked and replayed, over block sizes, budgets and caches small enough to
+force every path, on every backend that this machine has; the answers must be the same token for token. Weights are wide
+enough that no two logits are near, so that float32 rounding cannot decide.
 """
 
 import copy
@@ -241,17 +241,26 @@ def run(core: EngineCore, requests: Sequence[EngineRequest]) -> tuple[dict[str, 
     return tokens, core.stats()
 
 
+def num_replays(core: EngineCore) -> int:
+    runner = core._runner
+    assert isinstance(runner, ModelRunner)
+    assert runner._decoder is not None
+    return runner._decoder.num_replays
+
+
 @pytest.mark.parametrize("case", CASES, ids=repr)
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_the_engine_says_what_the_naive_loop_says(
-    name: str, case: Case, load: Load, oracles: dict[str, Oracle]
+    name: str, case: Case, backend: str, load: Load, oracles: dict[str, Oracle]
 ) -> None:
     oracle = oracles[name]
-    tokens, stats = run(case.build_core(load(name), oracle.sliding_window), requests_of(greedy))
+    core = case.build_core(load(name), oracle.sliding_window)
+    tokens, stats = run(core, requests_of(greedy))
     expected = {f"r{index}": oracle.answer(prompt, NUM_OUTPUT_TOKENS[index]) for index, prompt in enumerate(PROMPTS)}
     assert tokens == expected
     assert (stats.num_preemptions > 0) == case.is_short
     assert (stats.prefix_cache_hits > 0) == case.enable_prefix_caching
+    assert (num_replays(core) > 0) == (backend != native.NO_ISA)
     if case.budget < 41:
         assert stats.num_steps > max(NUM_OUTPUT_TOKENS)  # prompts went in pieces
 

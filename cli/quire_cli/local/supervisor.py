@@ -13,8 +13,10 @@ from pathlib import Path
 from quire_cli.local.console import Console
 from quire_cli.local.replica import Replica
 from quire_cli.local.scaler import Scaler, initial_replicas
+from quire_contract import environment
 from quire_contract.model_uri import ModelUriError, parse_model_uri
 from quire_contract.phases import Phase
+from quire_contract.units import parse_quantity
 from quire_gateway.backends import Model, StaticBackends
 from quire_gateway.demand import DemandTable
 from quire_operator.server_arguments import server_arguments
@@ -40,6 +42,18 @@ class Surroundings:
 def restart_delay(failures: int) -> float:
     """Seconds to wait before trying again after so many failures in a row."""
     return 0.0 if failures == 0 else min(LONGEST_BACKOFF_S, 2.0 ** (failures - 1))
+
+
+def limits_environment(deployment: LLMDeployment) -> dict[str, str]:
+    """Return `resources.limits` as a server on this machine reads them; in a pod the kubelet sets cgroups instead."""
+    resources = deployment.spec.resources
+    limits = {} if resources is None else resources.limits
+    variables = {}
+    if "cpu" in limits:
+        variables[environment.CPU_LIMIT] = str(float(parse_quantity(limits["cpu"])))
+    if "memory" in limits:
+        variables[environment.MEMORY_LIMIT] = str(int(parse_quantity(limits["memory"])))
+    return variables
 
 
 class ModelSupervisor:
@@ -153,7 +167,7 @@ class ModelSupervisor:
         arguments = server_arguments(self._deployment, model=str(path), host=replica.backend.host, port=port)
         self._line(f"{name} starts on port {port}, log {replica.log}")
         replica.show_progress(self._shared.console.bar(name))
-        await replica.start(arguments, self._deployment.spec.engine.env)
+        await replica.start(arguments, {**limits_environment(self._deployment), **self._deployment.spec.engine.env})
 
     def _begin_stop(self, replica: Replica) -> None:
         if not replica.is_stopping:

@@ -4,6 +4,7 @@ Owns the memory; the block pool (engine) alone decides which block belongs to wh
 handed out and a step has not written is never read, so blocks are not cleared between owners.
 """
 
+import math
 import mmap
 from collections.abc import Sequence
 
@@ -18,14 +19,18 @@ from quire_server.models.spec import DecoderSpec
 def allocate_kv_caches(
     spec: DecoderSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> list[KVCache]:
-    """Allocate one key and one value tensor per layer.
+    """Allocate the keys and values of all layers, in one piece.
+
+    A block is contiguous through all layers, so that what is in use lies together: memory is committed (on a CPU, in
+    huge pages, zero) as blocks are first written, and not for each layer anew.
 
     Returns:
-        [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, head_dim]. On a CPU the memory is
-        zero and is committed page by page as blocks are first written.
+        [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, head_dim], strided by block.
     """
-    shape = (num_blocks, block_size, spec.attention.num_kv_heads, spec.attention.head_dim)
-    return [KVCache(_allocate(shape, dtype, device), _allocate(shape, dtype, device)) for _ in range(spec.num_layers)]
+    attention = spec.attention
+    shape = (num_blocks, spec.num_layers, 2, block_size, attention.num_kv_heads, attention.head_dim)
+    memory = _allocate(shape, dtype, device)
+    return [KVCache(memory[:, layer, 0], memory[:, layer, 1]) for layer in range(spec.num_layers)]
 
 
 def move_blocks(
@@ -52,10 +57,7 @@ def move_blocks(
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    num_elements = 1
-    for size in shape:
-        num_elements *= size
-    # A private mapping is zero, page-aligned and uncommitted; huge pages save the attention kernels TLB misses.
+    num_elements = math.prod(shape)
     memory = mmap.mmap(-1, num_elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=num_elements).view(shape)

@@ -1,21 +1,20 @@
 """How many KV blocks fit: arithmetic, before anything is allocated, so that no profiling run is needed.
 
 Owns the budget of a device's memory: weights + workspace + KV cache + what is left free. Does not know where a number
-comes from (`host_limits`, `torch.cuda`) nor allocates anything (`kv_cache`).
+comes from (`host_limits`, `torch.cuda`) nor allocates anything (`kv_cache`). `quire_contract.fit` answers the same
+questions from a config alone; a test compares the two.
 """
 
 import logging
 from dataclasses import dataclass
 
+from quire_contract.fit import LOGITS_CHUNK_BYTES, NUM_NULL_BLOCKS
 from quire_server.config import CacheConfig, EngineConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
 from quire_server.models.spec import DecoderSpec
 
 logger = logging.getLogger(__name__)
 
-NUM_NULL_BLOCKS = 1
-"""Block 0 is never allocated: unused table entries point at it."""
-_MAX_LOGITS_CHUNK_BYTES = 64 << 20
 _GIB = 1 << 30
 
 
@@ -64,7 +63,7 @@ def kv_bytes_per_token(spec: DecoderSpec, itemsize: int) -> int:
 
 def logits_chunk_rows(vocab_size: int) -> int:
     """Rows of float32 logits that are made at a time where many are needed (prompt log-probabilities)."""
-    return max(_MAX_LOGITS_CHUNK_BYTES // (4 * vocab_size), 1)
+    return max(LOGITS_CHUNK_BYTES // (4 * vocab_size), 1)
 
 
 def workspace_bytes(spec: DecoderSpec, *, max_num_batched_tokens: int, max_num_seqs: int, itemsize: int) -> int:

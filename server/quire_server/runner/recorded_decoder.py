@@ -1,7 +1,7 @@
 """Decode steps, recorded once per batch size and replayed: the host's share of a step becomes one call.
 
-Owns the recordings, their inputs' memory and their workspace. A step is taken if each of its requests computes one token
-and samples the next. On a CPU with native kernels; a model that cannot be recorded is run as it is.
+Owns the recordings, their inputs' memory and their workspace. A step is taken if each of its requests computes one
+token and samples the next. On a CPU with native kernels; a model that cannot be recorded is run as it is.
 """
 
 import logging

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quire_contract.fit import NUM_NULL_BLOCKS
 from quire_contract.phases import Phase
 from quire_kernels import backend_summary
 from quire_server.config import EngineConfig
@@ -26,7 +27,7 @@ from quire_server.models.loader import load_model, resolve_dtype
 from quire_server.models.registry import find_family
 from quire_server.models.spec import DecoderSpec
 from quire_server.runner.kv_cache import allocate_kv_caches
-from quire_server.runner.memory import NUM_NULL_BLOCKS, KVCachePlan, log_plan, plan_kv_cache
+from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import Checkpoint, open_checkpoint

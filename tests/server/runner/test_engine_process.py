@@ -1,5 +1,6 @@
 """The engine process as the API process sees it: a real process, real sockets, a tiny checkpoint."""
 
+import errno
 import os
 import shutil
 import signal
@@ -257,6 +258,7 @@ class FailingRunner:
     [
         (RuntimeError("the kernel broke"), "EngineFailed"),
         (MemoryError(), "OutOfMemory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "OutOfMemory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …"), "OutOfMemory"),
     ],
 )

@@ -1,10 +1,12 @@
 """Memory and CPU that a process may use, read from made-up machines."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from quire_contract import environment
 from quire_server.host_limits import available_memory_bytes, usable_cpu_count
 
 MIB = 1 << 20
@@ -27,6 +29,18 @@ def machine(tmp_path: Path) -> Machine:
 
 def test_without_cgroups_the_machine_is_the_limit(machine: Machine) -> None:
     assert available_memory_bytes(machine({})) == 8 << 30
+
+
+def test_a_parents_limit_counts_less_what_this_process_holds(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(environment.MEMORY_LIMIT, str(512 * MIB))
+    pages = 100 * MIB // os.sysconf("SC_PAGE_SIZE")
+    assert available_memory_bytes(machine({"proc/self/statm": f"999999 {pages} 1 1 0 1 0\n"})) == 412 * MIB
+
+
+def test_a_parents_cpu_limit_is_rounded_up(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv(environment.CPU_LIMIT, "1.5")
+    assert usable_cpu_count(machine({})) == 2
 
 
 def test_cgroup_v2_counts_what_is_in_use_but_not_the_page_cache(machine: Machine) -> None:

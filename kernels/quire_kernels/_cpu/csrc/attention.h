@@ -8,7 +8,7 @@
 #pragma once
 
 #include "common.h"
-#include "vec_compare.h"
+#include "vec_math.h"
 
 #include <new>
 
@@ -97,27 +97,12 @@ class ScoreRule {
     float inner_, cap_;
 };
 
-// 2^a within 2 ulp for a <= 128; 2^-inf = 0, and a NaN stays one. Cephes' exp2f polynomial.
-QUIRE_INLINE Vec vec_exp2(Vec a) {
-    const Vec clamped = vec_max(vec_set(-150.0f), vec_min(vec_set(128.0f), a));
-    const Vec n = vec_round(clamped);
-    const Vec r = clamped - n;
-    Vec p = vec_set(1.535336188319500e-4f);
-    p = vec_fma(p, r, vec_set(1.339887440266574e-3f));
-    p = vec_fma(p, r, vec_set(9.618437357674640e-3f));
-    p = vec_fma(p, r, vec_set(5.550332471162809e-2f));
-    p = vec_fma(p, r, vec_set(2.402264791363012e-1f));
-    p = vec_fma(p, r, vec_set(6.931472028550421e-1f));
-    p = vec_fma(p, r, vec_set(1.0f));
-    return vec_scale2(p, n);
-}
-
 // cap * tanh(dot * scale / cap), with tanh(x) = 1 - 2 / (e^2x + 1).
 QUIRE_INLINE Vec ScoreRule::apply(Vec dot) const {
     const Vec scaled = dot * vec_set(inner_);
     if (!has_cap_) return scaled;
     const Vec cap = vec_set(cap_);
-    return cap - (cap + cap) / (vec_exp2(scaled) + vec_set(1.0f));
+    return cap - (cap + cap) / (vec_exp2<5>(vec_min(vec_set(126.0f), scaled)) + vec_set(1.0f));
 }
 
 // Writes where each position in [begin, end) lies, in elements from the cache's start, for KV head `kv_head`.

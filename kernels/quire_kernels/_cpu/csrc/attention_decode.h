@@ -8,8 +8,8 @@
 
 namespace quire {
 
-constexpr int64_t kDecodeTile = 128;         // most keys per step of the online softmax
-constexpr int64_t kDecodeTileBytes = 16384;  // of keys, and as much of values: both are prefetched into the first cache
+constexpr int64_t kDecodeTile = 128;        // most keys per step of the online softmax
+constexpr int64_t kDecodeTileBytes = 8192;  // of keys, and as much of values
 
 // Where a kernel stands. scores, maxima, sums and rescale are per query head of the group.
 struct DecodeState {
@@ -47,7 +47,7 @@ struct DecodeState {
 template <typename T>
 QUIRE_INLINE void prefetch_row(const T* row, int64_t head_dim) {
     const char* begin = reinterpret_cast<const char*>(row);
-    for (int64_t i = 0; i < head_dim * static_cast<int64_t>(sizeof(T)); i += 64) _mm_prefetch(begin + i, _MM_HINT_T0);
+    for (int64_t i = 0; i < head_dim * static_cast<int64_t>(sizeof(T)); i += 64) _mm_prefetch(begin + i, _MM_HINT_T1);
 }
 
 // Turns kVecWidth dot products of head `head` into scores. `distance` is the first key's position minus the query's; keys
@@ -72,9 +72,10 @@ void update_softmax(int64_t g, DecodeState& s, W* weights) {
     for (int64_t t = kVecWidth; t < s.count; t += kVecWidth) highest = vec_max(highest, vec_load(scores + t));
     const float maximum = std::max(s.maxima[g], reduce_max(highest));
     const Vec shift = vec_set(maximum);
+    constexpr int kDegree = sizeof(W) == sizeof(float) ? 5 : 3;
     Vec sum = vec_zero();
     for (int64_t t = 0; t < s.count; t += kVecWidth) {
-        const Vec weight = vec_exp2(vec_load(scores + t) - shift);
+        const Vec weight = vec_exp2<kDegree>(vec_load(scores + t) - shift);
         vec_store(weights + t, weight);
         sum = sum + weight;
     }

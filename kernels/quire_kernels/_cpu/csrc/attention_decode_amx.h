@@ -21,7 +21,7 @@ class DecodeTiles {
         const int64_t lanes = ceil_div(a.group_size(), kLanes) * kLanes, dim = DecodeState::padded_dim(a);
         return Arena::size_of<bf16>(lanes * dim) + Arena::size_of<bf16>(lanes * kDecodeTile) +
                Arena::size_of<bf16>(kDecodeTile * dim) + Arena::size_of<bf16>(kLanes * dim) +
-               Arena::size_of<float>(kLanes * kLanes) + Arena::size_of<float>(lanes * dim);
+               Arena::size_of<float>(lanes * kDecodeTile) + Arena::size_of<float>(lanes * dim) + Arena::size_of<bf16>(dim);
     }
 
     DecodeTiles(const AttentionArguments& a, const bf16* query, const DecodeState& s, Arena& arena)
@@ -30,7 +30,9 @@ class DecodeTiles {
         weights_ = arena.take<bf16>(num_groups_ * kLanes * kDecodeTile);
         values_ = arena.take<bf16>(kDecodeTile * dim_);
         keys_ = arena.take<bf16>(kLanes * dim_);
-        dots_ = arena.take<float>(kLanes * kLanes);
+        dots_ = arena.take<float>(num_groups_ * kLanes * kDecodeTile);
+        zeros_ = arena.take<bf16>(dim_);
+        std::memset(zeros_, 0, static_cast<size_t>(dim_) * sizeof(bf16));
         sums_ = arena.take<float>(num_groups_ * kLanes * dim_);
         std::memset(sums_, 0, static_cast<size_t>(num_groups_ * kLanes * dim_) * sizeof(float));
         std::memset(weights_, 0, static_cast<size_t>(num_groups_ * kLanes * kDecodeTile) * sizeof(bf16));
@@ -57,31 +59,17 @@ class DecodeTiles {
 
     // Fills s.scores for the tile whose first key has position `begin`; prefetches its values meanwhile.
     void score(const AttentionArguments& a, int64_t first_head, int64_t begin, int64_t position, DecodeState& s) {
+        multiply_keys(a, begin, s);
         const ScoreRule rule(a);
-        const bf16* cache = static_cast<const bf16*>(a.key_cache);
-        const bf16* values = static_cast<const bf16*>(a.value_cache);
-        const bool is_direct = a.block_size % kLanes == 0 && begin % kLanes == 0 && s.head_dim == dim_;
-        for (int64_t t = 0; t < s.count; t += kLanes) {
-            const int64_t end = std::min(s.count, t + kLanes);
-            for (int64_t i = t; i < end; ++i) prefetch_row(values + s.offsets[i], s.head_dim);
-            const bf16* keys = cache + s.offsets[t];
-            int64_t stride = a.cache_stride_slot;
-            if (!is_direct) {
-                for (int64_t i = 0; i < kLanes; ++i) copy_row(cache + s.offsets[t + i], s.head_dim, dim_, keys_ + i * dim_);
-                keys = keys_;
-                stride = dim_;
-            }
-            for (int64_t group = 0; group < num_groups_; ++group) {
-                multiply_keys(keys, stride, queries_ + group * kLanes * dim_);
-                const int64_t heads = std::min(kLanes, s.group_size - group * kLanes);
-                for (int64_t g = 0; g < heads; g += 4) {
-                    Vec columns[4];
-                    load_columns(g, columns);
-                    for (int64_t i = 0; i < std::min<int64_t>(4, heads - g); ++i) {
-                        const int64_t head = group * kLanes + g + i;
-                        vec_store(s.scores + head * kDecodeTile + t,
-                                  finish_scores(a, rule, columns[i], first_head + head, begin + t - position, s.count - t));
-                    }
+        for (int64_t g = 0; g < s.group_size; g += 4) {
+            for (int64_t t = 0; t < s.count; t += kLanes) {
+                Vec columns[4];
+                load_columns(dots_ + g / kLanes * kLanes * kDecodeTile + t * kLanes + g % kLanes, columns);
+                const int64_t distance = begin + t - position;
+                for (int64_t i = 0; i < std::min<int64_t>(4, s.group_size - g); ++i) {
+                    const int64_t head = g + i;
+                    const Vec scores = finish_scores(a, rule, columns[i], first_head + head, distance, s.count - t);
+                    vec_store(s.scores + head * kDecodeTile + t, scores);
                 }
             }
         }
@@ -89,18 +77,18 @@ class DecodeTiles {
 
     // Adds the tile's weighted values to every head's sums; prefetches the next tile's keys meanwhile.
     void add_values(const AttentionArguments& a, const DecodeState& s) {
+        // Well before the sums are loaded as tiles, which cannot be forwarded from stores under way.
+        for (int64_t g = 0; g < s.group_size; ++g) {
+            const Vec factor = vec_set(s.rescale[g]);
+            float* sums = sums_ + g / kLanes * dim_ * kLanes + g % kLanes * kLanes;
+            for (int64_t d = 0; d < dim_; d += 16) vec_store(sums + d * 16, vec_load(sums + d * 16) * factor);
+        }
         interleave_values(a, s);
         const int64_t depth = ceil_div(s.count, 32) * 32;
         for (int64_t group = 0; group < num_groups_; ++group) {
-            const int64_t heads = std::min(kLanes, s.group_size - group * kLanes);
             const bf16* weights = weights_ + group * kLanes * kDecodeTile;
             for (int64_t d = 0; d < dim_; d += 32) {
                 float* sums = sums_ + (group * dim_ + d) * kLanes;
-                for (int64_t g = 0; g < heads; ++g) {
-                    const Vec factor = vec_set(s.rescale[group * kLanes + g]);
-                    vec_store(sums + g * 16, vec_load(sums + g * 16) * factor);
-                    vec_store(sums + 256 + g * 16, vec_load(sums + 256 + g * 16) * factor);
-                }
                 _tile_loadd(5, sums, 64);
                 _tile_loadd(6, sums + 256, 64);
                 for (int64_t t = 0; t < depth; t += 32) {
@@ -136,8 +124,9 @@ class DecodeTiles {
     bf16* weights_;  // [group][16][kDecodeTile]
     bf16* values_;   // [tile / 32][dim / 16][16][16][2]
     bf16* keys_;     // [16][dim], where the cache cannot be read as it lies
-    float* dots_;    // [16 keys][16 heads]
+    float* dots_;    // [group][kDecodeTile][16 heads]
     float* sums_;    // [group][dim / 16][16][16]
+    bf16* zeros_;    // [dim]
 
     // Tiles 0 to 3 are whole; 4 (weights), 5 and 6 (sums) have a row per head.
     static void configure(int64_t heads) {
@@ -150,22 +139,37 @@ class DecodeTiles {
         _tile_loadconfig(&config);
     }
 
-    void multiply_keys(const bf16* keys, int64_t stride, const bf16* queries) {
-        _tile_zero(0);
-        for (int64_t d = 0; d < dim_; d += 32) {
-            _tile_loadd(1, keys + d, stride * static_cast<int64_t>(sizeof(bf16)));
-            _tile_loadd(2, queries + d * kLanes, 64);
-            _tile_dpbf16ps(0, 1, 2);
+    // Fills dots_ for the tile. Keys are read from the cache where 16 of them lie at one stride.
+    void multiply_keys(const AttentionArguments& a, int64_t begin, const DecodeState& s) {
+        const bf16* cache = static_cast<const bf16*>(a.key_cache);
+        const bf16* values = static_cast<const bf16*>(a.value_cache);
+        const bool is_direct = a.block_size % kLanes == 0 && begin % kLanes == 0 && s.head_dim == dim_;
+        for (int64_t t = 0; t < s.count; t += kLanes) {
+            for (int64_t i = t; i < std::min(s.count, t + kLanes); ++i) prefetch_row(values + s.offsets[i], s.head_dim);
+            const bf16* keys = is_direct ? cache + s.offsets[t] : keys_;
+            const int64_t stride = (is_direct ? a.cache_stride_slot : dim_) * static_cast<int64_t>(sizeof(bf16));
+            for (int64_t i = 0; !is_direct && i < kLanes; ++i) {
+                copy_row(cache + s.offsets[t + i], s.head_dim, dim_, keys_ + i * dim_);
+            }
+            for (int64_t group = 0; group < num_groups_; ++group) {
+                const bf16* queries = queries_ + group * kLanes * dim_;
+                _tile_zero(0);
+                for (int64_t d = 0; d < dim_; d += 32) {
+                    _tile_loadd(1, keys + d, stride);
+                    _tile_loadd(2, queries + d * kLanes, 64);
+                    _tile_dpbf16ps(0, 1, 2);
+                }
+                _tile_stored(0, dots_ + (group * kDecodeTile + t) * kLanes, 64);
+            }
         }
-        _tile_stored(0, dots_, 64);
     }
 
-    // Columns g to g + 3 of dots_, each as a vector of 16 keys.
-    void load_columns(int64_t g, Vec* columns) const {
+    // Four columns of 16 rows of dots, each as a vector of 16 keys.
+    static void load_columns(const float* dots, Vec* columns) {
         __m512 quads[4];  // quads[i] holds rows i, i + 4, i + 8 and i + 12, four columns each
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-            const float* source = dots_ + i * kLanes + g;
+            const float* source = dots + i * kLanes;
             quads[i] = _mm512_castps128_ps512(_mm_load_ps(source));
             quads[i] = _mm512_mask_broadcast_f32x4(quads[i], 0x00f0, _mm_load_ps(source + 4 * kLanes));
             quads[i] = _mm512_mask_broadcast_f32x4(quads[i], 0x0f00, _mm_load_ps(source + 8 * kLanes));
@@ -185,23 +189,26 @@ class DecodeTiles {
     void interleave_values(const AttentionArguments& a, const DecodeState& s) {
         const bf16* cache = static_cast<const bf16*>(a.value_cache);
         const bf16* next_keys = static_cast<const bf16*>(a.key_cache);
+        const int64_t whole = s.head_dim / 32 * 32;
+        const __mmask32 rest = static_cast<__mmask32>((1u << (s.head_dim - whole)) - 1u);
         for (int64_t t = 0; t < ceil_div(s.count, 32) * 32; t += 2) {
             for (int64_t i = t; i < std::min(t + 2, s.next_count); ++i) {
                 prefetch_row(next_keys + s.next_offsets[i], s.head_dim);
             }
+            const bf16* even = t < s.count ? cache + s.offsets[t] : zeros_;
+            const bf16* odd = t + 1 < s.count ? cache + s.offsets[t + 1] : zeros_;
             bf16* target = values_ + t / 32 * 32 * dim_ + t % 32 / 2 * 32;
-            for (int64_t d = 0; d < dim_; d += 32, target += 1024) {
-                const int64_t elements = std::min<int64_t>(32, s.head_dim - d);
-                const __mmask32 mask = elements == 32 ? ~0u : (1u << elements) - 1u;
-                const auto load = [&](int64_t key) {
-                    return key < s.count ? _mm512_maskz_loadu_epi16(mask, cache + s.offsets[key] + d)
-                                         : _mm512_setzero_si512();
-                };
-                const __m512i even = load(t), odd = load(t + 1);
-                _mm512_store_si512(target, _mm512_unpacklo_epi16(even, odd));
-                _mm512_store_si512(target + 512, _mm512_unpackhi_epi16(even, odd));
+            for (int64_t d = 0; d < whole; d += 32, target += 1024) {
+                store_pairs(_mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d), target);
             }
+            if (rest == 0) continue;
+            store_pairs(_mm512_maskz_loadu_epi16(rest, even + whole), _mm512_maskz_loadu_epi16(rest, odd + whole), target);
         }
+    }
+
+    QUIRE_INLINE static void store_pairs(__m512i even, __m512i odd, bf16* target) {
+        _mm512_store_si512(target, _mm512_unpacklo_epi16(even, odd));
+        _mm512_store_si512(target + 512, _mm512_unpackhi_epi16(even, odd));
     }
 };
 

@@ -132,15 +132,16 @@ void softmax_block(int64_t block, int64_t count, float factor, const float* scor
     }
     const Vec maximum = vec_max(before, vec_max(even, odd) * scale);
     const Vec shift = vec_zero() - maximum;
+    constexpr int kDegree = kIsPaired<T> ? 3 : 5;
     Vec sum = vec_zero(), other_sum = vec_zero();
     for (int64_t t = 0; t < count; t += 2) {
-        const Vec first = vec_exp2(vec_fma(vec_load(scores + t * kVecWidth), scale, shift));
-        const Vec second = vec_exp2(vec_fma(vec_load(scores + (t + 1) * kVecWidth), scale, shift));
+        const Vec first = vec_exp2<kDegree>(vec_fma(vec_load(scores + t * kVecWidth), scale, shift));
+        const Vec second = vec_exp2<kDegree>(vec_fma(vec_load(scores + (t + 1) * kVecWidth), scale, shift));
         sum = sum + first;
         other_sum = other_sum + second;
         store_weights(weights, t, first, second);
     }
-    const Vec rescale = vec_exp2(before - maximum);
+    const Vec rescale = vec_exp2<5>(before - maximum);
     vec_store(sums, vec_fma(vec_load(sums), rescale, sum + other_sum));
     vec_store(maxima, maximum);
     constexpr uint32_t kAllLanes = static_cast<uint32_t>((uint64_t{1} << kVecWidth) - 1);

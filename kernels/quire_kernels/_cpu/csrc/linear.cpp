@@ -20,6 +20,7 @@ constexpr int64_t kBlockBytes = 1024 * 1024;
 constexpr int64_t kBlockBytes = 256 * 1024;
 #endif
 
+constexpr int64_t kLargeOutputBytes = 1024 * 1024;
 constexpr int64_t kRowTile = 32;  // rows are shared out in multiples of this
 
 // A thread's own scratch memory; grows to the largest block that it has met and is kept.
@@ -61,7 +62,7 @@ RowBlock<XElement> prepare_rows(const LinearArguments& a, int64_t begin, int64_t
     return {copy, k_end, end - begin, begin};
 }
 
-using RowsKernel = void (*)(const LinearArguments&, const RowBlock<XElement>&, int64_t, int64_t, const PanelBias&);
+using RowsKernel = void (*)(const LinearArguments&, const RowBlock<XElement>&, int64_t, int64_t, const PanelOutput&);
 
 template <int... kIndex>
 constexpr RowsKernel kernel_for(int rows, std::integer_sequence<int, kIndex...>) {
@@ -70,37 +71,48 @@ constexpr RowsKernel kernel_for(int rows, std::integer_sequence<int, kIndex...>)
 }
 
 // The rows in groups of at most kMaxRows whose sizes differ by at most one; each panel stays in L1 for all of them.
-void multiply_block_vectors(const LinearArguments& a, const RowBlock<XElement>& x, Range panels) {
+void multiply_block_vectors(const LinearArguments& a, const RowBlock<XElement>& x, Range panels, bool is_large) {
     const int64_t num_groups = ceil_div(x.count, kMaxRows);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        PanelBias bias;
-        bias.load(a, panel);
+        PanelOutput output;
+        output.open(a, panel, is_large);
         for (int64_t group = 0; group < num_groups; ++group) {
             const Range rows = share_of(x.count, group, num_groups);
             const int size = static_cast<int>(rows.end - rows.begin);
-            kernel_for(size, std::make_integer_sequence<int, kMaxRows>())(a, x, rows.begin, panel, bias);
+            kernel_for(size, std::make_integer_sequence<int, kMaxRows>())(a, x, rows.begin, panel, output);
         }
     }
 }
 
-void multiply_block(const LinearArguments& a, int64_t begin, int64_t end, Range panels) {
+void multiply_block(const LinearArguments& a, int64_t begin, int64_t end, Range panels, bool is_large) {
 #if defined(QUIRE_HAS_AMX)
     const int64_t count = end - begin;
     if (count > kTileRows) {
-        return multiply_groups_amx(a, pack_groups(a, begin, end, scratch(packed_groups_size(a, count))), panels);
+        XElement* packed = scratch(packed_groups_size(a, count));
+        return multiply_groups_amx(a, pack_groups(a, begin, end, packed), panels, is_large);
     }
     if (count >= kMinAmxRows) return multiply_few_amx(a, prepare_rows(a, begin, end), panels);
 #endif
-    multiply_block_vectors(a, prepare_rows(a, begin, end), panels);
+    multiply_block_vectors(a, prepare_rows(a, begin, end), panels, is_large);
+}
+
+// Whether a thread's share of the output would push everything else out of its L2, and consists of whole cache lines. Such
+// an output is written past the caches, which saves reading its lines before they are overwritten.
+bool is_large_output(const LinearArguments& a, Range rows, Range panels) {
+    const int64_t size = a.is_out_float ? sizeof(float) : sizeof(bf16);
+    const bool is_aligned = reinterpret_cast<uintptr_t>(a.out) % 64 == 0 && a.stride_out * size % 64 == 0;
+    return is_aligned && (rows.end - rows.begin) * (panels.end - panels.begin) * kPanel * size > kLargeOutputBytes;
 }
 
 void multiply_rectangle(const LinearArguments& a, Range rows, Range panels) {
     if (panels.begin == panels.end) return;
+    const bool is_large = is_large_output(a, rows, panels);
     int64_t block = kBlockBytes / (padded_k(a.k) * static_cast<int64_t>(sizeof(XElement))) / kRowTile * kRowTile;
     block = block < kRowTile ? kRowTile : block;
     for (int64_t begin = rows.begin; begin < rows.end; begin += block) {
-        multiply_block(a, begin, begin + block < rows.end ? begin + block : rows.end, panels);
+        multiply_block(a, begin, begin + block < rows.end ? begin + block : rows.end, panels, is_large);
     }
+    if (is_large) _mm_sfence();  // streamed stores are ordered before what the team does next
 }
 
 // How many parts the rows are cut into; the other factor of the team cuts the panels. The largest rectangle decides the time;

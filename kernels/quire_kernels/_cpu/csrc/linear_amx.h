@@ -57,9 +57,9 @@ QUIRE_INLINE void store_sums(float* sums) {
 // A finished block of sums that is rounded and stored while the tiles work on the next one.
 struct PendingBlock {
     const float* sums = nullptr;  // [32][32]
-    const float* bias = nullptr;
-    int64_t row = 0, rows = 0, column = 0;  // rows: how many are still to be stored, from `row` on
-    bool is_split = false;                  // row i is the sum of rows i and 16 + i
+    const PanelOutput* output = nullptr;
+    int64_t row = 0, rows = 0;  // how many are still to be stored, from `row` on
+    bool is_split = false;      // row i is the sum of rows i and 16 + i
 
     QUIRE_INLINE void store(const LinearArguments& a, int64_t count) {
         for (; count > 0 && rows > 0; --count, --rows, ++row, sums += kPanel) {
@@ -68,21 +68,13 @@ struct PendingBlock {
                 left = left + vec_load(sums + kTileRows * kPanel);
                 right = right + vec_load(sums + kTileRows * kPanel + kVecWidth);
             }
-            if (!a.is_out_float && a.n - column >= kPanel) {
-                left = left + vec_load(bias);
-                right = right + vec_load(bias + kVecWidth);
-                void* target = (bf16*)a.out + row * a.stride_out + column;
-                _mm512_storeu_si512(target, (__m512i)_mm512_cvtne2ps_pbh(right.v, left.v));
-            } else {
-                store_sum(a, row, column, left, bias);
-                store_sum(a, row, column + kVecWidth, right, bias + kVecWidth);
-            }
+            output->store_row(a, row, left, right);
         }
     }
 };
 
 QUIRE_INLINE void prefetch_step(const bf16* step) {
-    for (int64_t i = 0; i < kStepSize; i += kLine) _mm_prefetch((const char*)(step + i), _MM_HINT_T0);
+    for (int64_t i = 0; i < kStepSize; i += kLine) _mm_prefetch((const char*)(step + i), _MM_HINT_T1);
 }
 
 // 1 to 16 rows x one panel into sums[32][32], in two halves of K.
@@ -163,35 +155,35 @@ inline RowBlock<bf16> pack_groups(const LinearArguments& a, int64_t begin, int64
 // A block of at most 16 rows x the panels [begin, end).
 inline void multiply_few_amx(const LinearArguments& a, const RowBlock<bf16>& x, Range panels) {
     alignas(64) float sums[2][kGroup * kPanel];
-    PanelBias bias[2];
+    PanelOutput outputs[2];
     PendingBlock pending;
     configure_tiles(x.count);
     for (int64_t panel = panels.begin, turn = 0; panel < panels.end; ++panel, turn ^= 1) {
-        bias[turn].load(a, panel);
+        outputs[turn].open(a, panel, false);
         multiply_split(a, x, a.panel(panel), sums[turn], pending);
         pending.store(a, pending.rows);
-        pending = {sums[turn], bias[turn].values, x.first_row, x.count, panel * kPanel, true};
+        pending = {sums[turn], &outputs[turn], x.first_row, x.count, true};
     }
     pending.store(a, pending.rows);
     _tile_release();  // an unused tile state costs nothing at a context switch
 }
 
 // A block of packed groups x the panels [begin, end). While all groups meet one panel the next panel is fetched.
-inline void multiply_groups_amx(const LinearArguments& a, const RowBlock<bf16>& x, Range panels) {
+inline void multiply_groups_amx(const LinearArguments& a, const RowBlock<bf16>& x, Range panels, bool is_large) {
     alignas(64) float sums[2][kGroup * kPanel];
-    PanelBias bias[2];
+    PanelOutput outputs[2];
     PendingBlock pending;
     const int64_t groups = ceil_div(x.count, kGroup), num_lines = ceil_div(kStepSize / kLine, groups);
     configure_tiles(kTileRows);
     for (int64_t panel = panels.begin, turn = 0; panel < panels.end; ++panel) {
-        float* panel_bias = bias[panel % 2].values;
-        bias[panel % 2].load(a, panel);
+        PanelOutput* output = &outputs[panel % 2];
+        output->open(a, panel, is_large);
         for (int64_t group = 0; group < groups; ++group, turn ^= 1) {
             const bf16* next = a.panel(panel + 1) + group * num_steps(a.k) * num_lines * kLine;
             multiply_group(a, x.rows + group * x.stride, a.panel(panel), sums[turn], pending, next, num_lines);
             pending.store(a, pending.rows);
             const int64_t row = group * kGroup, rows = x.count - row < kGroup ? x.count - row : kGroup;
-            pending = {sums[turn], panel_bias, x.first_row + row, rows, panel * kPanel, false};
+            pending = {sums[turn], output, x.first_row + row, rows, false};
         }
     }
     pending.store(a, pending.rows);

@@ -9,11 +9,12 @@ namespace quire {
 
 constexpr int kMaxRows = 6;  // 6 rows x 16 columns of accumulators leave three registers for operands
 using XElement = float;
+constexpr int64_t kPrefetchBytes = 2048;  // how far ahead one row asks for weights
 
 // Rows x 16 columns: half of a panel.
 template <int kRows>
 void multiply_half(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel, int64_t half,
-                   const PanelBias& bias) {
+                   const PanelOutput& output) {
     const __m256i high_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     const bf16* w = a.panel(panel) + half * kTile;
     const float* rows = x.rows + row * x.stride;
@@ -38,28 +39,29 @@ void multiply_half(const LinearArguments& a, const RowBlock<float>& x, int64_t r
     }
     for (int r = 0; r < kRows; ++r) {
         for (int i = 0; i < 2; ++i) {
-            const int64_t column = half * 16 + i * 8;
-            store_sum(a, x.first_row + row + r, panel * kPanel + column, {sum[r][i]}, bias.values + column);
+            output.store(a, x.first_row + row + r, half * 16 + i * 8, {sum[r][i]});
         }
     }
 }
 
 template <int kRows>
-void multiply_rows(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel, const PanelBias& bias) {
-    multiply_half<kRows>(a, x, row, panel, 0, bias);
-    multiply_half<kRows>(a, x, row, panel, 1, bias);
+void multiply_rows(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel, const PanelOutput& output) {
+    multiply_half<kRows>(a, x, row, panel, 0, output);
+    multiply_half<kRows>(a, x, row, panel, 1, output);
 }
 
 // One row reads its panel once, in order, and has enough accumulators to hide the latency of an FMA.
 template <>
 QUIRE_INLINE void multiply_rows<1>(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel,
-                                   const PanelBias& bias) {
+                                   const PanelOutput& output) {
     const __m256i high_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
     const bf16* w = a.panel(panel);
     const float* values = x.rows + row * x.stride;
     __m256 even[4], odd[4];
     for (int i = 0; i < 4; ++i) even[i] = odd[i] = _mm256_setzero_ps();
     for (int64_t k = 0; k < x.stride; k += 2, w += k % kStep ? kLine : kLine + kTile) {
+        _mm_prefetch((const char*)w + kPrefetchBytes, _MM_HINT_T0);
+        _mm_prefetch((const char*)(w + kTile) + kPrefetchBytes, _MM_HINT_T0);
         const __m256 value0 = _mm256_broadcast_ss(values + k), value1 = _mm256_broadcast_ss(values + k + 1);
         for (int i = 0; i < 4; ++i) {
             const __m256i raw = _mm256_loadu_si256((const __m256i*)(w + i / 2 * kTile + i % 2 * 16));
@@ -68,7 +70,7 @@ QUIRE_INLINE void multiply_rows<1>(const LinearArguments& a, const RowBlock<floa
         }
     }
     for (int i = 0; i < 4; ++i) {
-        store_sum(a, x.first_row + row, panel * kPanel + i * 8, {_mm256_add_ps(even[i], odd[i])}, bias.values + i * 8);
+        output.store(a, x.first_row + row, i * 8, {_mm256_add_ps(even[i], odd[i])});
     }
 }
 

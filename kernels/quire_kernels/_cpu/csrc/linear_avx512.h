@@ -38,7 +38,8 @@ QUIRE_INLINE void add_line(const bf16* line, const bf16* pairs, int64_t stride, 
 // because one core keeps more cache lines in flight over several streams than over one; that also hides the latency of
 // vdpbf16ps.
 template <int kRows>
-void multiply_rows(const LinearArguments& a, const RowBlock<bf16>& x, int64_t row, int64_t panel, const PanelBias& bias) {
+void multiply_rows(const LinearArguments& a, const RowBlock<bf16>& x, int64_t row, int64_t panel,
+                   const PanelOutput& output) {
     constexpr int kStreams = kRows == 1 ? 4 : kRows <= 4 ? 2 : 1;
     const bf16* rows = x.rows + row * x.stride;
     const bf16* weights = a.panel(panel);
@@ -61,11 +62,12 @@ void multiply_rows(const LinearArguments& a, const RowBlock<bf16>& x, int64_t ro
         }
     }
     for (int r = 0; r < kRows; ++r) {
-        for (int i = 0; i < 2; ++i) {
-            Vec total = {sums[0][r][i]};
-            for (int s = 1; s < kStreams; ++s) total = total + Vec{sums[s][r][i]};
-            store_sum(a, x.first_row + row + r, panel * kPanel + i * 16, total, bias.values + i * 16);
+        Vec left = {sums[0][r][0]}, right = {sums[0][r][1]};
+        for (int s = 1; s < kStreams; ++s) {
+            left = left + Vec{sums[s][r][0]};
+            right = right + Vec{sums[s][r][1]};
         }
+        output.store_row(a, x.first_row + row + r, left, right);
     }
 }
 

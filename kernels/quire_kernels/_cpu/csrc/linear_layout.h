@@ -55,36 +55,60 @@ struct RowBlock {
     int64_t stride, count, first_row;
 };
 
-// The bias of one panel as float32; zero without bias and past the last output feature.
-struct PanelBias {
-    alignas(64) float values[kPanel];
+// How the sums of one panel become output: the bias is added, features past the last one are cut off, the rest is rounded.
+struct PanelOutput {
+    alignas(64) float bias[kPanel];
+    int64_t column;
+    bool is_whole;     // all 32 features exist
+    bool is_streamed;  // written past the caches; only set where rows of the output are whole cache lines
 
-    QUIRE_INLINE void load(const LinearArguments& a, int64_t panel) {
-        const int64_t n0 = panel * kPanel;
+    void open(const LinearArguments& a, int64_t panel, bool is_large) {
+        column = panel * kPanel;
+        is_whole = a.n - column >= kPanel;
+        is_streamed = is_large && is_whole;
         for (int64_t i = 0; i < kPanel; i += kVecWidth) {
-            const int64_t left = a.n - n0 - i;
-            const int64_t count = left < 0 ? 0 : left > kVecWidth ? kVecWidth : left;
+            const int64_t left = a.n - column - i, count = left < 0 ? 0 : left > kVecWidth ? kVecWidth : left;
             Vec value = vec_zero();
-            if (a.bias != nullptr && a.is_bias_float) value = vec_load((const float*)a.bias + n0 + i, count);
-            if (a.bias != nullptr && !a.is_bias_float) value = vec_load((const bf16*)a.bias + n0 + i, count);
-            vec_store(values + i, value);
+            if (a.bias != nullptr && a.is_bias_float) value = vec_load((const float*)a.bias + column + i, count);
+            if (a.bias != nullptr && !a.is_bias_float) value = vec_load((const bf16*)a.bias + column + i, count);
+            vec_store(bias + i, value);
         }
     }
-};
 
-// out[row][column .. column + kVecWidth) = sum + bias, cut off at n.
-QUIRE_INLINE void store_sum(const LinearArguments& a, int64_t row, int64_t column, Vec sum, const float* bias) {
-    const Vec value = sum + vec_load(bias);
-    const int64_t left = a.n - column;
-    if (left <= 0) return;
-    const int64_t at = row * a.stride_out + column;
-    if (a.is_out_float) {
-        float* target = (float*)a.out + at;
-        left >= kVecWidth ? vec_store(target, value) : vec_store(target, value, left);
-    } else {
-        bf16* target = (bf16*)a.out + at;
-        left >= kVecWidth ? vec_store(target, value) : vec_store(target, value, left);
+    // The features [i, i + kVecWidth) of the panel.
+    QUIRE_INLINE void store(const LinearArguments& a, int64_t row, int64_t i, Vec sums) const {
+        const Vec value = sums + vec_load(bias + i);
+        const int64_t left = a.n - column - i;
+        if (left <= 0) return;
+        const int64_t at = row * a.stride_out + column + i, count = left > kVecWidth ? kVecWidth : left;
+        if (a.is_out_float) vec_store((float*)a.out + at, value, count);
+        else vec_store((bf16*)a.out + at, value, count);
     }
-}
+
+#if defined(QUIRE_HAS_AVX512)
+    // All features of the panel.
+    QUIRE_INLINE void store_row(const LinearArguments& a, int64_t row, Vec left, Vec right) const {
+        if (!is_whole) {
+            store(a, row, 0, left);
+            store(a, row, kVecWidth, right);
+            return;
+        }
+        left = left + vec_load(bias);
+        right = right + vec_load(bias + kVecWidth);
+        const int64_t at = row * a.stride_out + column;
+        if (a.is_out_float) {
+            store_line((float*)a.out + at, _mm512_castps_si512(left.v));
+            store_line((float*)a.out + at + kVecWidth, _mm512_castps_si512(right.v));
+        } else {
+            store_line((bf16*)a.out + at, (__m512i)_mm512_cvtne2ps_pbh(right.v, left.v));
+        }
+    }
+
+    QUIRE_INLINE void store_line(void* target, __m512i line) const {
+        if (is_streamed) _mm512_stream_si512((__m512i*)target, line);
+        else _mm512_storeu_si512(target, line);
+    }
+#endif
+};
 
 }  // namespace quire
