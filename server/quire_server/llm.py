@@ -21,6 +21,7 @@ from quire_server.engine.messages import EngineProgress
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.validation import validate_request
 from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.generation_defaults import read_generation_defaults
 from quire_server.model_source import parse_model_source, resolve_model
 from quire_server.output_processor import CompletionDelta, OutputProcessor, PositionLogprobs
 from quire_server.runner.startup import start_engine
@@ -147,6 +148,8 @@ class LLM:
     def _start(self, config: EngineConfig) -> None:
         model = config.model
         self._tokenizer = load_tokenizer(model.path, model.tokenizer, chat_template=model.chat_template)
+        is_auto = model.generation_config == "auto"
+        self._generation_defaults = read_generation_defaults(model.path) if is_auto else {}
         engine = start_engine(config, on_progress=_ignore_progress)
         self.info = engine.info
         """Sizes of the engine, and the seconds that each stage of its start took."""
@@ -155,6 +158,10 @@ class LLM:
 
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used where a call gives none: the model's own generation_config.json, if it has one."""
+        return SamplingParams(**self._generation_defaults)
 
     def generate(
         self,
@@ -172,7 +179,7 @@ class LLM:
             InvalidRequestError: a prompt or a parameter cannot work; nothing was run.
         """
         listed = _as_list(prompts)
-        params = _for_each("sampling_params", sampling_params or SamplingParams(), len(listed))
+        params = _for_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(listed))
         priorities = _for_each("priority", priority if priority is not None else 0, len(listed))
         jobs: list[_Job] = []
         results: list[RequestOutput] = []

@@ -11,9 +11,8 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -26,12 +25,12 @@ from quire_server.engine.client import EngineClient
 from quire_server.engine.launch import EngineProcess
 from quire_server.errors import EngineDeadError, StartupError
 from quire_server.frontend import Frontend
+from quire_server.generation_defaults import read_generation_defaults
 from quire_server.metrics import ServerMetrics
 from quire_server.model_source import ReadinessReport, resolve_model
 from quire_server.serve import fail
 from quire_server.stats_log import log_stats
 from quire_server.tokens.tokenizer import load_tokenizer
-from quire_server.tokens.tokenizer_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ KEEP_ALIVE_S = 75
 """Longer than proxies keep idle connections, so that none is closed under a request on its way."""
 FLUSH_S = 5
 """How long responses that have ended may take to leave."""
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Serving:
@@ -196,15 +194,3 @@ def _failure_of(load: "asyncio.Task[None]") -> TerminationMessage | None:
         return error.termination
     log.error("The start failed", exc_info=error)
     return TerminationMessage(code="StartupFailed", stage="Loading", message=f"{type(error).__name__}: {error}")
-
-
-def read_generation_defaults(path: Path) -> Mapping[str, Any]:
-    """Return the sampling parameters that a model directory's generation_config.json sets."""
-    file = path / "generation_config.json"
-    if not file.is_file():
-        return {}
-    config = read_json(file)
-    defaults = {name: config[name] for name in _SAMPLING_DEFAULTS if config.get(name) is not None}
-    if config.get("max_new_tokens") is not None:
-        defaults["max_tokens"] = config["max_new_tokens"]
-    return defaults

@@ -5,7 +5,6 @@ before memory is taken for it.
 """
 
 import ctypes
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -88,10 +87,8 @@ def start_engine(
     core = EngineCore(_build_core_config(config, plan, model.spec), runner)
     stopwatch.lap("kv_cache")
     on_progress(EngineProgress(phase=Phase.WARMING_UP))
-    warm_up(runner, plan.block_size)
+    warm_up(runner, plan)
     stopwatch.lap("warm_up")
-    gc.collect()
-    gc.freeze()  # what lives until the end is not looked at again
     info = _build_info(plan, model, device, stopwatch.seconds)
     logger.info("Engine is ready: device=%s dtype=%s seconds=%s", info.device, info.dtype, info.load_seconds)
     return StartedEngine(core=core, info=info)
@@ -105,13 +102,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def warm_up(runner: ModelRunner, block_size: int) -> None:
+def warm_up(runner: ModelRunner, plan: KVCachePlan) -> None:
     """Run one small prefill and one decode, so that the first request does not pay for what is built on first use.
 
     Writes to block 1, which nobody holds yet and nobody reads before it is written again.
     """
-    num_tokens = _NUM_WARM_UP_TOKENS
-    block_ids = [1] * (num_tokens // block_size + 1)
+    num_tokens = min(_NUM_WARM_UP_TOKENS, plan.max_model_len - 1)
+    if num_tokens == 0:
+        return
+    block_ids = [1] * (num_tokens // plan.block_size + 1)
     request = NewRequestData(
         request_id="warm-up",
         token_ids=[0] * num_tokens,

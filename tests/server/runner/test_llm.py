@@ -1,6 +1,7 @@
 """Offline inference, end to end on a tiny checkpoint."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,29 @@ def test_max_tokens_none_fills_the_context(llm: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
     (result,) = llm.generate(PROMPT, params, use_tqdm=False)
     assert len(result.outputs[0].token_ids) == 128 - len(PROMPT)
+
+
+def test_without_parameters_the_models_own_are_used(llama_checkpoint: Path, tmp_path: Path, llm: LLM) -> None:
+    path = tmp_path / "with_defaults"
+    shutil.copytree(llama_checkpoint, path)
+    (path / "generation_config.json").write_text('{"top_k": 1, "max_new_tokens": 6, "eos_token_id": 256}')
+    recommended = LLM(str(path), dtype="float32", max_num_seqs=4, num_threads=1)
+    assert recommended.get_default_sampling_params() == SamplingParams(top_k=1, max_tokens=6)
+    (result,) = recommended.generate(PROMPT, use_tqdm=False)
+    greedy = SamplingParams(temperature=0.0, max_tokens=6)
+    assert result.outputs[0].token_ids == llm.generate(PROMPT, greedy, use_tqdm=False)[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("max_model_len", [1, 2, 5])
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_the_shortest_contexts(llama_checkpoint: Path, max_model_len: int, block_size: int) -> None:
+    llm = LLM(str(llama_checkpoint), dtype="float32", max_model_len=max_model_len, block_size=block_size, num_threads=1)
+    if max_model_len == 1:
+        with pytest.raises(ContextLengthError):
+            llm.generate([[1]], GREEDY, use_tqdm=False)
+    else:
+        (result,) = llm.generate([[1]], GREEDY, use_tqdm=False)
+        assert len(result.outputs[0].token_ids) == max_model_len - 1
 
 
 def test_what_cannot_work_is_refused_before_anything_runs(llm: LLM) -> None:
