@@ -1,7 +1,8 @@
 """Attention over a paged KV cache: one causal, varlen function for prefill, chunked prefill, decode and mixed batches.
 
 Owns the argument checks and the choice between the native kernel and the reference. The native kernel reads keys and
-values where they lie, checks every index it follows, and gives a sequence the same result whatever else is in the batch.
+values where they lie, checks every index it follows, and gives a sequence the same result whatever else is in the
+batch.
 """
 
 import struct
@@ -19,11 +20,7 @@ _DTYPE_TO_NATIVE = {
     torch.bfloat16: bind("quire_paged_attention_bf16", [POINTER], INT64),
 }
 _pack_arguments = struct.Struct("22q2d").pack  # AttentionArguments in attention.h
-_STATUS_TO_PROBLEM = {
-    1: ("query_start_loc", "ascending from 0 to the number of tokens"),
-    2: ("seq_lens", "at least the query length and at most what the block table has room for"),
-    3: ("block_table", "of block ids in [0, num_blocks) wherever a query looks"),
-}
+_BAD_QUERY_START_LOC, _BAD_SEQ_LENS, _BAD_BLOCK_TABLE = 1, 2, 3  # Status in attention.cpp
 
 
 def paged_attention(
@@ -50,30 +47,43 @@ def paged_attention(
     Raises:
         ValueError: a shape, dtype, device, stride or index does not fit; the message names the argument.
     """
-    num_tokens, num_heads, head_dim = _check_tensors(query, key_cache, value_cache, alibi_slopes)
-    num_seqs = _check_metadata(query, block_table, query_start_loc, seq_lens)
+    _check_tensors(query, key_cache, value_cache, alibi_slopes)
+    _check_metadata(query, block_table, query_start_loc, seq_lens)
     if not scale > 0.0:
         raise argument_error("scale", scale, "positive")
     if sliding_window is not None and sliding_window < 1:
         raise argument_error("sliding_window", sliding_window, "at least 1, or None")
     if soft_cap is not None and not soft_cap > 0.0:
         raise argument_error("soft_cap", soft_cap, "positive, or None")
-    if query.dtype is not key_cache.dtype or backend_for(query) is not Backend.NATIVE:
-        return paged_attention_ref(
-            query,
-            key_cache,
-            value_cache,
-            block_table,
-            query_start_loc,
-            seq_lens,
-            scale=scale,
-            sliding_window=sliding_window,
-            soft_cap=soft_cap,
-            alibi_slopes=alibi_slopes,
-        )
-    out = torch.empty((num_tokens, num_heads, head_dim), dtype=query.dtype)
-    num_blocks, block_size, num_kv_heads, _ = key_cache.shape
-    stride_token, stride_head, _ = query.stride()
+    is_native = query.dtype is key_cache.dtype and backend_for(query) is Backend.NATIVE
+    return (_paged_attention_native if is_native else paged_attention_ref)(
+        query,
+        key_cache,
+        value_cache,
+        block_table,
+        query_start_loc,
+        seq_lens,
+        scale=scale,
+        sliding_window=sliding_window,
+        soft_cap=soft_cap,
+        alibi_slopes=alibi_slopes,
+    )
+
+
+def _paged_attention_native(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    query_start_loc: Tensor,
+    seq_lens: Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None,
+    soft_cap: float | None,
+    alibi_slopes: Tensor | None,
+) -> Tensor:
+    out = torch.empty(query.shape, dtype=query.dtype)
     arguments = _pack_arguments(
         query.data_ptr(),
         key_cache.data_ptr(),
@@ -83,32 +93,34 @@ def paged_attention(
         query_start_loc.data_ptr(),
         seq_lens.data_ptr(),
         0 if alibi_slopes is None else alibi_slopes.data_ptr(),
-        num_tokens,
-        num_seqs,
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        num_blocks,
-        block_size,
+        query.shape[0],
+        seq_lens.shape[0],
+        query.shape[1],
+        key_cache.shape[2],
+        query.shape[2],
+        key_cache.shape[0],
+        key_cache.shape[1],
         block_table.shape[1],
-        stride_token,
-        stride_head,
+        *query.stride()[:2],
         *key_cache.stride()[:3],
         sliding_window or 0,
         scale,
         soft_cap or 0.0,
     )
     status = _DTYPE_TO_NATIVE[query.dtype].call(arguments)
-    if status != 0:
-        name, expected = _STATUS_TO_PROBLEM[status]
-        value = {"query_start_loc": query_start_loc, "seq_lens": seq_lens, "block_table": block_table}[name]
-        raise argument_error(name, value.tolist(), expected)
+    if status == _BAD_QUERY_START_LOC:
+        expected = f"ascending from 0 to {query.shape[0]} tokens"
+        raise argument_error("query_start_loc", query_start_loc.tolist(), expected)
+    if status == _BAD_SEQ_LENS:
+        expected = "at least the query length and at most what the block table has room for"
+        raise argument_error("seq_lens", seq_lens.tolist(), expected)
+    if status == _BAD_BLOCK_TABLE:
+        expected = f"of block ids in [0, {key_cache.shape[0]}) wherever a query looks"
+        raise argument_error("block_table", block_table, expected)
     return out
 
 
-def _check_tensors(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, alibi_slopes: Tensor | None
-) -> tuple[int, int, int]:
+def _check_tensors(query: Tensor, key_cache: Tensor, value_cache: Tensor, alibi_slopes: Tensor | None) -> None:
     if query.dim() != 3 or not query.is_floating_point() or query.stride(2) != 1:
         raise argument_error("query", query, "floating [num_tokens, num_heads, head_dim], contiguous in head_dim")
     shape = query.shape
@@ -135,10 +147,9 @@ def _check_tensors(
         or alibi_slopes.stride(0) != 1
     ):
         raise argument_error("alibi_slopes", alibi_slopes, f"contiguous float32[{shape[1]}] on {query.device}")
-    return shape[0], shape[1], shape[2]
 
 
-def _check_metadata(query: Tensor, block_table: Tensor, query_start_loc: Tensor, seq_lens: Tensor) -> int:
+def _check_metadata(query: Tensor, block_table: Tensor, query_start_loc: Tensor, seq_lens: Tensor) -> None:
     device = query.device
     if (
         seq_lens.dim() != 1
@@ -166,4 +177,3 @@ def _check_metadata(query: Tensor, block_table: Tensor, query_start_loc: Tensor,
         or not query_start_loc.is_contiguous()
     ):
         raise argument_error("query_start_loc", query_start_loc, f"contiguous int32[{num_seqs + 1}] on {device}")
-    return num_seqs

@@ -46,32 +46,41 @@ def rope_and_cache(
     """
     _check_heads(query, key, value)
     _check_caches(key, key_cache, value_cache)
-    num_tokens, num_heads, head_dim = query.shape
     if (
         slot_mapping.shape != query.shape[:1]
         or slot_mapping.dtype is not torch.int64
         or slot_mapping.device != query.device
         or not slot_mapping.is_contiguous()
     ):
-        raise argument_error("slot_mapping", slot_mapping, f"contiguous int64[{num_tokens}] on {query.device}")
-    if cos_sin_cache is None:
-        positions, max_position, rotary_dim = None, 0, 0
-    else:
-        positions = _check_rotation(query, positions, cos_sin_cache)
-        max_position, rotary_dim = cos_sin_cache.shape
-    if query.dtype is not key_cache.dtype or backend_for(query) is not Backend.NATIVE:
-        rope_and_cache_ref(
-            query,
-            key,
-            value,
-            positions,
-            cos_sin_cache,
-            key_cache,
-            value_cache,
-            slot_mapping,
-            is_interleaved=is_interleaved,
-        )
-        return
+        raise argument_error("slot_mapping", slot_mapping, f"contiguous int64[{query.shape[0]}] on {query.device}")
+    positions = None if cos_sin_cache is None else _check_rotation(query, positions, cos_sin_cache)
+    is_native = query.dtype is key_cache.dtype and backend_for(query) is Backend.NATIVE
+    (_rope_and_cache_native if is_native else rope_and_cache_ref)(
+        query,
+        key,
+        value,
+        positions,
+        cos_sin_cache,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        is_interleaved=is_interleaved,
+    )
+
+
+def _rope_and_cache_native(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    positions: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    is_interleaved: bool,
+) -> None:
+    max_position, rotary_dim = (0, 0) if cos_sin_cache is None else cos_sin_cache.shape
     arguments = _pack_arguments(
         query.data_ptr(),
         key.data_ptr(),
@@ -81,10 +90,10 @@ def rope_and_cache(
         key_cache.data_ptr(),
         value_cache.data_ptr(),
         slot_mapping.data_ptr(),
-        num_tokens,
-        num_heads,
+        query.shape[0],
+        query.shape[1],
         key.shape[1],
-        head_dim,
+        query.shape[2],
         rotary_dim,
         max_position,
         key_cache.shape[0],

@@ -1,7 +1,7 @@
 """What tests and benchmarks of kernels share: one table of tolerances, and paged batches that punish a stray read.
 
-In a batch built here blocks are shuffled, and whatever no sequence owns (the null block, the rest of a last block, spare
-blocks, the block table past a sequence's end) holds NaN or an id out of range.
+In a batch built here blocks are shuffled, and whatever no sequence owns (the null block, the rest of a last block,
+spare blocks, the block table past a sequence's end) holds NaN or an id out of range.
 """
 
 import itertools

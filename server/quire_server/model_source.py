@@ -165,6 +165,7 @@ class _Download:
 
     def __init__(self, repo_id: str, report: ReadinessReport, **options: Any) -> None:
         import huggingface_hub
+        import huggingface_hub.errors  # the package does not load it by itself
 
         self._hub = huggingface_hub
         self._repo_id = repo_id

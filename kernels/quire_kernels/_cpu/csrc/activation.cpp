@@ -50,8 +50,8 @@ void activate_span(const T* x, const T* up, T* out, int64_t count) {
     }
 }
 
-// x[num_rows][size] (gated: followed in its row by up[size]) to out[num_rows][size]. Work is cut in spans of a row, so that
-// one wide row is shared too.
+// x[num_rows][size] (gated: followed in its row by up[size]) to out[num_rows][size]. Work is cut in spans of a row, so
+// that one wide row is shared too.
 template <typename T, Activation kKind>
 void run(const T* x, int64_t stride, bool is_gated, T* out, int64_t num_rows, int64_t size) {
     constexpr int64_t kSpan = 4096;

@@ -1,7 +1,7 @@
 // Paged attention: plan and run. See attention.h for the parts.
 //
-// A sequence is cut into units by its own lengths alone (decode: at multiples of kDecodePartition; prefill: by query tiles,
-// and a lone tile with a long context at multiples of kPrefillPartition), so a sequence's result does not depend on its
+// A sequence is cut into units by its own lengths alone (decode: at multiples of kDecodePartition; prefill: by query
+// tiles, and a lone tile with a long context at multiples of kPrefillPartition), so its result does not depend on its
 // neighbours or on the number of threads. Units times KV heads are then dealt out in chunks of about equal cost.
 #include "attention.h"
 
@@ -152,7 +152,9 @@ void run_plan(const AttentionArguments& a, Plan& plan, float* partials) {
 #pragma omp barrier
             for (const Split& split : plan.splits) {
 #pragma omp for schedule(static) nowait
-                for (int64_t row = 0; row < split.query_len * a.num_heads; ++row) combine_row<T>(a, split, row, partials);
+                for (int64_t row = 0; row < split.query_len * a.num_heads; ++row) {
+                    combine_row<T>(a, split, row, partials);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 // Paged attention: what its translation units share.
 //
-//   attention.cpp          checks the indices, cuts the batch into items, runs them on all threads, combines split sequences
-//   attention_decode.cpp   one query token: lanes are elements of a head, keys and values are streamed from the cache once
+//   attention.cpp          checks indices, cuts the batch into items, runs them on all threads, combines what was split
+//   attention_decode.cpp   one query token: keys and values are streamed from the cache once, for all heads of a group
 //   attention_prefill.cpp  many query tokens: lanes are queries, keys and values are packed into tiles and multiplied
 //
 // Scores live in base 2 (multiplied by log2 e), softmax runs online, and all sums are float32.
@@ -40,7 +40,7 @@ struct AttentionArguments {
 struct Unit {
     int64_t seq, query_begin, query_count;  // queries relative to the sequence's first of this step
     int64_t kv_begin, kv_end;
-    int64_t partial_row;  // first row in the buffer of partial results, -1: the unit sees all keys and writes the output
+    int64_t partial_row;  // first row in the buffer of partial results; -1: it sees all keys and writes the output
     int64_t cost;
 };
 

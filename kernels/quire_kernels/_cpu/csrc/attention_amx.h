@@ -25,8 +25,8 @@ class TileSession {
 
 // `rows` is a multiple of 32, `depth` of 32. Needs a TileSession.
 template <int kBlocks>
-void multiply_tiles(LeftTile<bf16> left, const bf16* right, int64_t right_stride, int64_t rows, int64_t depth, bool is_added,
-                    float* sums, int64_t sums_stride) {
+void multiply_tiles(LeftTile<bf16> left, const bf16* right, int64_t right_stride, int64_t rows, int64_t depth,
+                    bool is_added, float* sums, int64_t sums_stride) {
     const int64_t left_bytes = left.stride_row * static_cast<int64_t>(sizeof(bf16));
     for (int64_t row = 0; row < rows; row += 32) {
         float* upper = sums + row * 16;

@@ -1,12 +1,12 @@
-// One query token against its keys: all query heads of one KV head together, so keys and values are read once, where they
-// lie. Blocks lie scattered in memory, so the next stretch is prefetched while this one is worked on.
+// One query token against its keys: all query heads of one KV head together, so keys and values are read once, where
+// they lie. Blocks lie scattered in memory, so the next stretch is prefetched while this one is worked on.
 #include "attention_decode_amx.h"
 #include "attention_decode_vector.h"
 
 namespace quire {
 namespace {
 
-// Writes the next tile's offsets after the position `begin`. Tiles end at multiples of 16, so all but the first are aligned.
+// Writes the offsets of the tile from position `begin`. Tiles end at multiples of 16, so all but the first are aligned.
 void find_next_tile(const AttentionArguments& a, const Unit& unit, int64_t kv_head, int64_t begin, DecodeState& s) {
     const int64_t end = std::min(unit.kv_end, (begin + s.tile) / 16 * 16);
     s.next_count = std::max<int64_t>(end - begin, 0);
@@ -17,7 +17,8 @@ void find_next_tile(const AttentionArguments& a, const Unit& unit, int64_t kv_he
 }
 
 template <typename T>
-void write_result(const AttentionArguments& a, const Unit& unit, int64_t first_head, float* partials, const DecodeState& s) {
+void write_result(const AttentionArguments& a, const Unit& unit, int64_t first_head, float* partials,
+                  const DecodeState& s) {
     const int64_t token = a.query_start_loc[unit.seq];
     for (int64_t g = 0; g < s.group_size; ++g) {
         const float* source = s.out + g * s.out_stride;

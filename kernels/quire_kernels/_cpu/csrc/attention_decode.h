@@ -1,5 +1,5 @@
-// What the two decode kernels (attention_decode_vector.h, attention_decode_amx.h) share: the state of one unit for one KV
-// head, and the online softmax.
+// What the two decode kernels (attention_decode_vector.h, attention_decode_amx.h) share: the state of one unit for one
+// KV head, and the online softmax.
 #pragma once
 
 #include "attention.h"
@@ -50,8 +50,8 @@ QUIRE_INLINE void prefetch_row(const T* row, int64_t head_dim) {
     for (int64_t i = 0; i < head_dim * static_cast<int64_t>(sizeof(T)); i += 64) _mm_prefetch(begin + i, _MM_HINT_T1);
 }
 
-// Turns kVecWidth dot products of head `head` into scores. `distance` is the first key's position minus the query's; keys
-// from `count` on are hidden.
+// Turns kVecWidth dot products of head `head` into scores. `distance` is the first key's position minus the query's;
+// keys from `count` on are hidden.
 QUIRE_INLINE Vec finish_scores(const AttentionArguments& a, const ScoreRule& rule, Vec dots, int64_t head,
                                int64_t distance, int64_t count) {
     alignas(64) static constexpr float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

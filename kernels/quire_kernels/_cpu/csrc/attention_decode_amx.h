@@ -1,11 +1,12 @@
-// Decode with AMX: scores as K * Q^T with rows of keys read from the cache as they lie, outputs as W * V with pairs of values
-// interleaved on the way. Query heads fill only part of a tile, yet the products take a fraction of the vector kernel's time.
+// Decode with AMX: scores as K * Q^T with rows of keys read from the cache as they lie, outputs as W * V with pairs of
+// values interleaved on the way. Query heads fill only part of a tile, yet the products take less time than with
+// vectors, and no more for 16 heads to a KV head than for one.
 //
 //   dots[16 keys][16 heads]          = keys[16][32 elements]   * queries[16 pairs of elements][16 heads][2]
 //   sums[heads][16 elements]        += weights[heads][32 keys] * values[16 pairs of keys][16 elements][2]
 //
-// Interleaving works on quarters of a vector, so the 16 elements of the even tile of a pair are the first four of each eight
-// of 32, and those of the odd tile the last four; write_out puts them right.
+// Interleaving works on quarters of a vector, so the 16 elements of the even tile of a pair are the first four of each
+// eight of 32, and those of the odd tile the last four; write_out puts them right.
 #pragma once
 
 #include "attention_decode.h"
@@ -21,7 +22,8 @@ class DecodeTiles {
         const int64_t lanes = ceil_div(a.group_size(), kLanes) * kLanes, dim = DecodeState::padded_dim(a);
         return Arena::size_of<bf16>(lanes * dim) + Arena::size_of<bf16>(lanes * kDecodeTile) +
                Arena::size_of<bf16>(kDecodeTile * dim) + Arena::size_of<bf16>(kLanes * dim) +
-               Arena::size_of<float>(lanes * kDecodeTile) + Arena::size_of<float>(lanes * dim) + Arena::size_of<bf16>(dim);
+               Arena::size_of<float>(lanes * kDecodeTile) + Arena::size_of<float>(lanes * dim) +
+               Arena::size_of<bf16>(dim);
     }
 
     DecodeTiles(const AttentionArguments& a, const bf16* query, const DecodeState& s, Arena& arena)
@@ -202,7 +204,8 @@ class DecodeTiles {
                 store_pairs(_mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d), target);
             }
             if (rest == 0) continue;
-            store_pairs(_mm512_maskz_loadu_epi16(rest, even + whole), _mm512_maskz_loadu_epi16(rest, odd + whole), target);
+            const __m512i even_rest = _mm512_maskz_loadu_epi16(rest, even + whole);
+            store_pairs(even_rest, _mm512_maskz_loadu_epi16(rest, odd + whole), target);
         }
     }
 

@@ -1,7 +1,7 @@
 // Decode with vector instructions: lanes are elements of a head.
 //
-// Scores: kVecWidth keys at a time, one accumulator each, whose lanes are then summed by a tree of shuffles into one vector
-// of scores. Outputs: up to kHeadsAtOnce heads x kVecsAtOnce vectors of accumulators over a tile of values.
+// Scores: kVecWidth keys at a time, one accumulator each, whose lanes are then summed by a tree of shuffles into one
+// vector of scores. Outputs: up to kHeadsAtOnce heads x kVecsAtOnce vectors of accumulators over a tile of values.
 #pragma once
 
 #include "attention_decode.h"

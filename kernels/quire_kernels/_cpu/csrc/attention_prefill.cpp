@@ -1,5 +1,5 @@
-// Many query tokens against their keys: query rows (token, head of the group) in blocks of kVecWidth lanes, keys and values
-// packed tile by tile and used by all blocks. The products are in attention_tile.h.
+// Many query tokens against their keys: query rows (token, head of the group) in blocks of kVecWidth lanes, keys and
+// values packed tile by tile and used by all blocks. The products are in attention_tile.h.
 #include "attention_amx.h"
 #include "attention_tile.h"
 
@@ -18,7 +18,8 @@ struct State {
     float *out, *maxima, *sums;         // [num_blocks][padded_dim][kVecWidth], [num_blocks][kVecWidth] twice
     float *positions, *slopes;          // [num_blocks][kVecWidth]
     float* scores;                      // [2][kKeyTile][kVecWidth]
-    E *queries, *keys, *values, *weights;  // right operands: queries [num_blocks][..], weights [2][..]; left: keys, values
+    E *queries, *weights;               // right operands, for num_blocks and for two blocks
+    E *keys, *values;                   // left operands
     int64_t* offsets;
 
     int64_t block_elements() const { return padded_dim * kVecWidth; }
@@ -118,10 +119,11 @@ void finish_scores(const AttentionArguments& a, const ScoreRule& rule, int64_t b
     }
 }
 
-// Online softmax of one block: turns scores * factor into weights (rounded to the tile's type; their sum is of the exact
-// ones), and rescales the block's output when its maximum rose.
+// Online softmax of one block: turns scores * factor into weights (rounded to the tile's type; their sum is of the
+// exact ones), and rescales the block's output when its maximum rose.
 template <typename T>
-void softmax_block(int64_t block, int64_t count, float factor, const float* scores, TileElement<T>* weights, State<T>& s) {
+void softmax_block(int64_t block, int64_t count, float factor, const float* scores, TileElement<T>* weights,
+                   State<T>& s) {
     float* maxima = s.maxima + block * kVecWidth;
     float* sums = s.sums + block * kVecWidth;
     const Vec scale = vec_set(factor), before = vec_load(maxima);
@@ -151,8 +153,8 @@ void softmax_block(int64_t block, int64_t count, float factor, const float* scor
 }
 
 template <int kBlocks, typename E>
-void multiply(LeftTile<E> left, const E* right, int64_t right_stride, int64_t rows, int64_t depth, bool is_added, float* sums,
-              int64_t sums_stride) {
+void multiply(LeftTile<E> left, const E* right, int64_t right_stride, int64_t rows, int64_t depth, bool is_added,
+              float* sums, int64_t sums_stride) {
 #if defined(QUIRE_HAS_AMX)
     if constexpr (std::is_same_v<E, bf16>) {
         multiply_tiles<kBlocks>(left, right, right_stride, rows, depth, is_added, sums, sums_stride);
@@ -173,8 +175,8 @@ void attend_blocks(const AttentionArguments& a, const ScoreRule& rule, KeyTile t
     if (seen <= 0 || tile.begin + tile.count <= a.first_visible(first_position)) return;
     const int64_t count = ceil_div(seen, 32) * 32;
     constexpr int64_t kScoresStride = kKeyTile * kVecWidth;
-    multiply<kBlocks>(keys, s.queries + block * s.block_elements(), s.block_elements(), count, s.padded_dim, false, s.scores,
-                      kScoresStride);
+    multiply<kBlocks>(keys, s.queries + block * s.block_elements(), s.block_elements(), count, s.padded_dim, false,
+                      s.scores, kScoresStride);
     const bool is_all_seen = count <= tile.count && tile.begin + count <= first_position + 1 &&
                              tile.begin >= a.first_visible(last_position);
     const bool is_plain = is_all_seen && !rule.has_cap() && a.alibi_slopes == nullptr;
@@ -205,7 +207,12 @@ void attend_tile(const AttentionArguments& a, const Unit& unit, int64_t kv_head,
 template <typename T>
 void write_result(const AttentionArguments& a, const Unit& unit, int64_t kv_head, float* partials, const State<T>& s) {
     const bool is_partial = unit.partial_row >= 0;
-    const int64_t first_token = a.query_start_loc[unit.seq] + unit.query_begin;
+    const int64_t first_row = is_partial ? unit.partial_row : a.query_start_loc[unit.seq] * a.num_heads;
+    // Row of the unit to row of the target: (token, head) in the order of all heads.
+    const auto target_row = [&](int64_t row) {
+        const int64_t token = unit.query_begin + row / s.group_size, head = kv_head * s.group_size + row % s.group_size;
+        return first_row + token * a.num_heads + head;
+    };
     for (int64_t block = 0; block < s.num_blocks; ++block) {
         const Vec factor = is_partial ? vec_set(1.0f) : vec_set(1.0f) / vec_load(s.sums + block * kVecWidth);
         const int64_t lanes_used = std::min<int64_t>(kVecWidth, s.num_rows - block * kVecWidth);
@@ -216,21 +223,14 @@ void write_result(const AttentionArguments& a, const Unit& unit, int64_t kv_head
             for (int i = 0; i < kVecWidth; ++i) rows[i] = vec_load(source + i * kVecWidth) * factor;
             transpose(rows);
             for (int64_t lane = 0; lane < lanes_used; ++lane) {
-                const int64_t row = block * kVecWidth + lane;
-                const int64_t head = kv_head * s.group_size + row % s.group_size, token = row / s.group_size;
-                if (is_partial) {
-                    const int64_t index = unit.partial_row + (unit.query_begin + token) * a.num_heads + head;
-                    vec_store(partials + index * partial_stride(a) + d, rows[lane], count);
-                } else {
-                    const int64_t index = (first_token + token) * a.num_heads + head;
-                    vec_store(static_cast<T*>(a.out) + index * s.head_dim + d, rows[lane], count);
-                }
+                const int64_t row = target_row(block * kVecWidth + lane);
+                if (is_partial) vec_store(partials + row * partial_stride(a) + d, rows[lane], count);
+                else vec_store(static_cast<T*>(a.out) + row * s.head_dim + d, rows[lane], count);
             }
         }
     }
     for (int64_t row = 0; is_partial && row < s.num_rows; ++row) {
-        const int64_t head = kv_head * s.group_size + row % s.group_size, token = row / s.group_size;
-        float* target = partials + (unit.partial_row + (unit.query_begin + token) * a.num_heads + head) * partial_stride(a);
+        float* target = partials + target_row(row) * partial_stride(a);
         target[s.head_dim] = s.maxima[row];
         target[s.head_dim + 1] = s.sums[row];
     }

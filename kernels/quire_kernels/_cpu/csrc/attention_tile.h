@@ -7,7 +7,8 @@
 //
 // so the left operand is read one scalar at a time (or as an AMX tile of rows) and softmax never leaves its lane. With
 // bfloat16 products (AVX-512 and AMX) depth runs in pairs: left rows are contiguous in depth, the right operand is
-// [depth / 2][kVecWidth][2], which is also how AMX wants it. Otherwise tiles are float32 and the right one [depth][kVecWidth].
+// [depth / 2][kVecWidth][2], which is also how AMX wants it. Otherwise tiles are float32 and the right one is
+// [depth][kVecWidth].
 #pragma once
 
 #include "attention.h"
@@ -31,14 +32,14 @@ constexpr bool kIsPaired = std::is_same_v<TileElement<T>, bf16>;
 // Elements of a head are padded (with zeros) to a multiple of this.
 constexpr int64_t kDepthMultiple = 32;
 
-// The left operand: element (row, depth) lies at data[row * stride_row + depth * stride_depth]; stride_depth is 1 for bf16.
+// The left operand: element (row, depth) lies at row * stride_row + depth * stride_depth; for bf16 stride_depth is 1.
 template <typename E>
 struct LeftTile {
     const E* data;
     int64_t stride_row, stride_depth;
 };
 
-// --------------------------------------------------------------------------------------------------------------- transpose
+// ----------------------------------------------------------------------------------------------------------- transpose
 
 #if defined(QUIRE_HAS_AVX512)
 
@@ -66,7 +67,8 @@ QUIRE_INLINE void transpose(Vec* rows) {
     // b[4 r + c] holds, in its four quarters, column 4 q + c of rows 4 r to 4 r + 3.
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {
-        const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88), odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
+        const __m512 even_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0x88);
+        const __m512 odd_low = _mm512_shuffle_f32x4(b[c], b[4 + c], 0xdd);
         const __m512 even_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0x88);
         const __m512 odd_high = _mm512_shuffle_f32x4(b[8 + c], b[12 + c], 0xdd);
         rows[c].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
@@ -102,7 +104,7 @@ QUIRE_INLINE void transpose(Vec* rows) {
 
 #endif
 
-// ----------------------------------------------------------------------------------------------------------------- packing
+// ------------------------------------------------------------------------------------------------------------- packing
 
 // Packs kVecWidth queries (rows of `head_dim` elements) as a right operand of `padded_dim` deep.
 template <typename T>
@@ -175,14 +177,15 @@ inline void transpose_values(const bf16* const* rows, int64_t count, int64_t ele
 }
 
 // [padded_dim][padded_count], keys in depth; whatever is not a value is zero.
-inline void pack_values(const bf16* cache, const int64_t* offsets, int64_t count, int64_t padded_count, int64_t head_dim,
-                        int64_t padded_dim, bf16* target) {
+inline void pack_values(const bf16* cache, const int64_t* offsets, int64_t count, int64_t padded_count,
+                        int64_t head_dim, int64_t padded_dim, bf16* target) {
     for (int64_t t = 0; t < padded_count; t += 32) {
         const int64_t keys = std::clamp<int64_t>(count - t, 0, 32);
         for (int64_t d = 0; d < padded_dim; d += 32) {
             const bf16* rows[32];
             for (int64_t i = 0; i < keys; ++i) rows[i] = cache + offsets[t + i] + d;
-            transpose_values(rows, keys, std::min<int64_t>(32, head_dim - d), target + d * padded_count + t, padded_count);
+            const int64_t elements = std::min<int64_t>(32, head_dim - d);
+            transpose_values(rows, keys, elements, target + d * padded_count + t, padded_count);
         }
     }
 }
@@ -204,12 +207,12 @@ LeftTile<TileElement<T>> pack_value_tile(const T* cache, const int64_t* offsets,
     }
 }
 
-// ----------------------------------------------------------------------------------------------------------------- product
+// ------------------------------------------------------------------------------------------------------------- product
 
 // sums[block][row][lane] = (or +=) sum over depth of left(row, depth) * right[block](depth, lane), for kRows rows.
 template <int kRows, int kBlocks>
-QUIRE_INLINE void multiply_rows(LeftTile<float> left, const float* right, int64_t right_stride, int64_t depth, bool is_added,
-                                float* sums, int64_t sums_stride) {
+QUIRE_INLINE void multiply_rows(LeftTile<float> left, const float* right, int64_t right_stride, int64_t depth,
+                                bool is_added, float* sums, int64_t sums_stride) {
     Vec acc[kRows][kBlocks];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -239,8 +242,8 @@ QUIRE_INLINE void multiply_rows(LeftTile<float> left, const float* right, int64_
 #if defined(QUIRE_HAS_AVX512)
 
 template <int kRows, int kBlocks>
-QUIRE_INLINE void multiply_rows(LeftTile<bf16> left, const bf16* right, int64_t right_stride, int64_t depth, bool is_added,
-                                float* sums, int64_t sums_stride) {
+QUIRE_INLINE void multiply_rows(LeftTile<bf16> left, const bf16* right, int64_t right_stride, int64_t depth,
+                                bool is_added, float* sums, int64_t sums_stride) {
     __m512 acc[kRows][kBlocks];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -275,8 +278,8 @@ QUIRE_INLINE void multiply_rows(LeftTile<bf16> left, const bf16* right, int64_t 
 
 // The product for `rows` rows (a multiple of 32) and kBlocks blocks of queries.
 template <int kBlocks, typename E>
-void multiply_vectors(LeftTile<E> left, const E* right, int64_t right_stride, int64_t rows, int64_t depth, bool is_added,
-                      float* sums, int64_t sums_stride) {
+void multiply_vectors(LeftTile<E> left, const E* right, int64_t right_stride, int64_t rows, int64_t depth,
+                      bool is_added, float* sums, int64_t sums_stride) {
 #if defined(QUIRE_HAS_AVX512)
     constexpr int kRows = 8;
 #else

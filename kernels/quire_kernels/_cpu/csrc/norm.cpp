@@ -1,8 +1,8 @@
 // RMSNorm and LayerNorm over the last dimension, with the residual addition before them.
 //
 // Rows are x[outer][inner][size] with one stride for each of the first two dimensions, so that heads inside a fused
-// query-key-value buffer are read where they lie. The sum with the residual is rounded to T first and normalised as rounded:
-// what the next layer reads as residual is what was normalised here. Sums are float32.
+// query-key-value buffer are read where they lie. The sum with the residual is rounded to T first and normalised as
+// rounded: what the next layer reads as residual is what was normalised here. Sums are float32.
 #include "common.h"
 
 namespace quire {

@@ -1,8 +1,8 @@
 // Rotary positions, and the write of key and value into the paged cache, in one pass over the step's tokens.
 //
-// query, key, value: [num_tokens][heads][head_dim] with strides for tokens and heads; query and key are rotated in place.
-// Caches: [num_blocks][block_size][num_kv_heads][head_dim] with strides for blocks, slots and heads. cos_sin row: cosines of
-// rotary_dim / 2 angles, then their sines.
+// query, key, value: [num_tokens][heads][head_dim] with strides for tokens and heads; query and key are rotated in
+// place. Caches: [num_blocks][block_size][num_kv_heads][head_dim] with strides for blocks, slots and heads. A row of
+// cos_sin: the cosines of rotary_dim / 2 angles, then their sines.
 #include "common.h"
 
 namespace quire {
@@ -16,7 +16,8 @@ struct RopeArguments {
     void *key_cache, *value_cache;
     const int64_t* slot_mapping;
     int64_t num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim, max_position, num_blocks, block_size;
-    int64_t query_stride_token, query_stride_head, key_stride_token, key_stride_head, value_stride_token, value_stride_head;
+    int64_t query_stride_token, query_stride_head, key_stride_token, key_stride_head;
+    int64_t value_stride_token, value_stride_head;
     int64_t cache_stride_block, cache_stride_slot, cache_stride_head;
     int64_t is_interleaved;
 };
@@ -87,7 +88,8 @@ void write_token(const RopeArguments& a, int64_t token) {
 template <typename T>
 int64_t rope_and_cache(const RopeArguments& a) {
     for (int64_t token = 0; token < a.num_tokens; ++token) {
-        if (a.positions != nullptr && (a.positions[token] < 0 || a.positions[token] >= a.max_position)) return 1 + token;
+        const bool is_rotated = a.positions != nullptr;
+        if (is_rotated && (a.positions[token] < 0 || a.positions[token] >= a.max_position)) return 1 + token;
         if (a.slot_mapping[token] >= a.num_blocks * a.block_size) return -1 - token;
     }
     const int64_t elements = a.num_tokens * (a.num_heads + 2 * a.num_kv_heads) * a.head_dim;

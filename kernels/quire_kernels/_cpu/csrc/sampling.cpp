@@ -2,10 +2,10 @@
 //
 // The order of filters and their ties are those of filter_logits_ref. Every filter keeps a prefix of the tokens by
 // descending logit (equal logits: by ascending id), and nothing is sorted whole:
-//   * with top_k or min_p, a bound on the logit that provably keeps the whole prefix collects the few tokens that matter in
-//     one vector pass, and only they are selected among, exactly;
-//   * with top_p alone the prefix may be long, so the weights of all tokens are kept, the logit where the prefix ends is
-//     closed in on by summing what lies above some thresholds at once, and only the tokens in between are selected among.
+//   * with top_k or min_p, a bound on the logit that provably keeps the whole prefix collects the few tokens that
+//     matter in one vector pass, and only they are selected among, exactly;
+//   * with top_p alone the prefix may be long, so all tokens' weights are kept, the place where the prefix ends is
+//     closed in on by summing what lies above some thresholds at once, and only tokens in between are selected among.
 // Sums of probabilities are double, in the order of token ids.
 #include "common.h"
 #include "vec_math.h"
@@ -251,13 +251,15 @@ double drop_after(const Row& row, const Candidate& last, Scratch& scratch) {
     double total = 0.0;
     const Vec least = vec_set(last.logit);
     for (size_t block = 0; block < scratch.sums.size(); ++block) {
-        const int64_t begin = static_cast<int64_t>(block) * kSumBlock, end = std::min(begin + kSumBlock, row.vocab_size);
+        const int64_t begin = static_cast<int64_t>(block) * kSumBlock;
+        const int64_t end = std::min(begin + kSumBlock, row.vocab_size);
         Vec sum = vec_zero();
         for (int64_t i = begin; i < end; i += kVecWidth) {
             const int64_t count = std::min<int64_t>(end - i, kVecWidth);
             float* weights = scratch.weights.data() + i;
             const Vec logits = vec_load(row.logits + i, count), old = vec_load(weights, count);
-            Vec kept = i > last.id ? select_less(least, logits, old, vec_zero()) : select_less(logits, least, vec_zero(), old);
+            const Vec zero = vec_zero();
+            Vec kept = i > last.id ? select_less(least, logits, old, zero) : select_less(logits, least, zero, old);
             vec_store(weights, kept, count);
             if (i <= last.id && last.id < i + count) {  // equal logits on both sides of it
                 for (int64_t id = last.id + 1; id < i + count; ++id) {

@@ -39,8 +39,8 @@ QUIRE_INLINE Vec add_exponent(Vec a, Vec n) {
 
 #endif
 
-// 2^a for a <= 127, by a minimax polynomial around the nearest integer: relative error 2e-7 with kDegree 5 (and 2^0 is 1),
-// 7.5e-5 with 3 (enough for what is rounded to bfloat16). Not less than about 2^-125, also for -inf; a NaN stays one.
+// 2^a for a <= 127, by a minimax polynomial around the nearest integer: relative error 2e-7 with kDegree 5 (and 2^0 is
+// 1), 7.5e-5 with 3 (enough for what is rounded to bfloat16). Never less than about 2^-125, even for -inf; NaN stays.
 template <int kDegree>
 QUIRE_INLINE Vec vec_exp2(Vec a) {
     static_assert(kDegree == 3 || kDegree == 5);
