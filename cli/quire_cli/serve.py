@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from quire_contract.termination import write_termination
 from quire_server.arguments import add_arguments, build_serve_arguments, rewrite_arguments
@@ -14,13 +15,23 @@ EXIT_USAGE = 2
 
 def main(words: Sequence[str]) -> int:
     """Parse the words after `quire serve`, and serve. Exit codes: 0 stopped, 1 failed, 2 wrong arguments."""
-    parser = argparse.ArgumentParser(prog="quire serve", description=__doc__, allow_abbrev=False)
+    parser = _Parser(prog="quire serve", description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     try:
         rewritten, warnings = rewrite_arguments(words)
         arguments = build_serve_arguments(parser.parse_args(rewritten), warnings)
     except ConfigError as error:
-        print(f"quire serve: {error}", file=sys.stderr)
+        print(f"quire serve: {error} {error.termination.hint}".rstrip(), file=sys.stderr)
         write_termination(error.termination)
         return EXIT_USAGE
-    return run(arguments)
+    exit_code = run(arguments)
+    from quire_server.abandonable import leave  # not before the port is open: it needs asyncio
+
+    return leave(exit_code)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where argparse would list sixty flags first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}.", stage="Starting", hint="`quire serve --help` lists the flags.")

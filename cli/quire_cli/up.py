@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until Ctrl-C. Exit codes: 0 stopped, 1 could not start, 2 bad manifest."""
     from quire_cli.local.console import Console
     from quire_cli.local.runtime import ManifestError, Runtime, UpOptions
+    from quire_server.abandonable import leave
 
     home: Path = arguments.cache_dir or cache_home()
     options = UpOptions(
@@ -49,4 +50,4 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         print(f"quire up: {options.host}:{options.port}: {error}", file=sys.stderr)
         return 1
-    return 0
+    return leave(0)

@@ -78,24 +78,32 @@ class Gateway:
         elif path == paths.METRICS:
             await _respond(send, 200, generate_latest(self._registry), CONTENT_TYPE_LATEST.encode())
         elif path == paths.MODELS and scope["method"] == "GET":
-            await _respond(send, 200, self._list_models(), b"application/json")
+            body = msgspec.json.encode({"object": "list", "data": self._cards()})
+            await _respond(send, 200, body, b"application/json")
+        elif path.startswith(paths.MODELS + "/") and scope["method"] == "GET":
+            await self._get_model(path.removeprefix(paths.MODELS + "/"), send)
         elif path.startswith(paths.DEMAND + "/"):
             await self._demand(path.removeprefix(paths.DEMAND + "/"), send)
         else:
             await _Exchange(self, scope, receive, send).run()
 
-    def _list_models(self) -> bytes:
-        data = [
+    def _cards(self) -> list[dict[str, Any]]:
+        return [
             {"id": name, "object": "model", "created": 0, "owned_by": "quire", "root": model.name}
             for model in self.backends.models()
             for name in model.served_names
         ]
-        return msgspec.json.encode({"object": "list", "data": data})
+
+    async def _get_model(self, name: str, send: Send) -> None:
+        card = next((card for card in self._cards() if card["id"] == name), None)
+        if card is None:
+            await _respond_error(send, errors.model_not_found(name))
+        else:
+            await _respond(send, 200, msgspec.json.encode(card), b"application/json")
 
     async def _demand(self, key: str, send: Send) -> None:
         if self.backends.get(key) is None:
-            error = errors.model_not_found(key, key)
-            await _respond(send, error.status, error.body(), b"application/json")
+            await _respond_error(send, errors.model_not_found(key))
             return
         now = asyncio.get_running_loop().time()
         demand = self.demands[key]
@@ -146,7 +154,7 @@ class _Exchange:
         host = next((v.decode("latin-1") for k, v in self._scope["headers"] if k == b"host"), "")
         model = match_model(self._gateway.backends.models(), host=host, model=peek.model)
         if model is None:
-            raise errors.model_not_found(peek.model, host)
+            raise errors.model_not_found(peek.model) if peek.model else errors.no_model_named(host)
         return model
 
     def _peek(self, body: bytes) -> Peek:
@@ -154,7 +162,7 @@ class _Exchange:
             return Peek()
         try:
             return msgspec.json.decode(body, type=Peek)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise errors.bad_request(f"The body is not the JSON object it should be: {error}.") from None
 
     async def _read_body(self) -> bytes:
@@ -208,23 +216,26 @@ class _Exchange:
                 method=self._scope["method"], target=_target(self._scope), headers=self._scope["headers"], body=body
             )
             async with self._gateway.proxy.send(ready, request) as response:
-                await self._relay(response)
+                await self._relay(model, response)
         finally:
             demand.in_flight -= 1
             demand.touch(asyncio.get_running_loop().time())
 
-    async def _relay(self, response: httpx.Response) -> None:
-        if self._headers_sent and response.status_code != 200:
-            # The stream has begun, so the server's error body becomes its last event.
-            await self._write(b"data: " + await response.aread() + b"\n\ndata: [DONE]\n\n")
-        else:
-            await self._start(response.status_code, end_to_end(response.headers.raw))
-            try:
+    async def _relay(self, model: Model, response: httpx.Response) -> None:
+        is_stream = self._headers_sent or response.headers.get("content-type", "").startswith("text/event-stream")
+        try:
+            if self._headers_sent and response.status_code != 200:
+                # The stream has begun, so the server's error body becomes its last event.
+                await self._write(b"data: " + await response.aread() + b"\n\ndata: [DONE]\n\n")
+            else:
+                await self._start(response.status_code, end_to_end(response.headers.raw))
                 async for chunk in response.aiter_raw():
                     await self._write(chunk)
-            except httpx.TransportError as error:
-                failed = errors.replica_failed("", f"the connection broke after the answer had begun: {error}")
-                await self._write(failed.sse())
+        except httpx.TransportError as error:
+            if not is_stream:
+                return  # nothing can be said inside another body: unfinished, it is closed with the connection
+            cause = f"the connection broke after the answer had begun: {error}"
+            await self._write(errors.replica_failed(model.name, cause).sse())
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _fail(self, error: GatewayError) -> None:
@@ -254,3 +265,7 @@ def _target(scope: Scope) -> str:
 async def _respond(send: Send, status: int, body: bytes, content_type: bytes) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type)]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def _respond_error(send: Send, error: GatewayError) -> None:
+    await _respond(send, error.status, error.body(), b"application/json")

@@ -32,9 +32,13 @@ class GatewayError(Exception):
         return headers
 
 
-def model_not_found(model: str | None, host: str) -> GatewayError:
-    named = f"The model `{model}`" if model else f"A model for host `{host}`"
-    return GatewayError(status=404, code="model_not_found", message=f"{named} does not exist.")
+def model_not_found(model: str) -> GatewayError:
+    return GatewayError(status=404, code="model_not_found", message=f"The model `{model}` does not exist.")
+
+
+def no_model_named(host: str) -> GatewayError:
+    message = f"No model is named: not by a field `model` in the body, nor by the host `{host}`."
+    return GatewayError(status=404, code="model_not_found", message=message)
 
 
 def model_suspended(name: str) -> GatewayError:

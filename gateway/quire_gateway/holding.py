@@ -78,7 +78,7 @@ class Holder:
     def _current(self, key: str) -> Model:
         model = self._backends.get(key)
         if model is None:
-            raise errors.model_not_found(key, key)
+            raise errors.model_not_found(key)
         if model.is_suspended:
             raise errors.model_suspended(model.name)
         return model

@@ -95,6 +95,8 @@ class Proxy:
                     await response.aclose()
             finally:
                 self._in_flight[backend] -= 1
+                if not self._in_flight[backend]:
+                    del self._in_flight[backend]  # replicas come and go
         raise errors.replica_failed(model.name, cause)
 
     def _build(self, backend: Backend, request: UpstreamRequest) -> httpx.Request:

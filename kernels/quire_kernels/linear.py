@@ -24,7 +24,7 @@ STEP = 32  # input features per step, kStep
 
 _arena = Arena()
 
-_pack = bind("quire_linear_pack_bf16", [POINTER, INT64, INT64, INT64, INT64, INT64, POINTER])
+_pack = bind("quire_linear_pack_bf16", [POINTER, INT64, INT64, INT64, INT64, POINTER])
 _linear = bind("quire_linear_bf16", [POINTER])
 _gather = bind("quire_linear_gather_bf16", [POINTER, INT64, INT64, POINTER, INT64, POINTER], INT64)
 _pack_arguments = struct.Struct("11q").pack  # LinearArguments; one packed argument costs a quarter of eleven
@@ -152,10 +152,8 @@ def _pack_native(parts: list[Tensor]) -> PackedWeight:
     first_row = 0
     for part in parts:
         rows = part if part.stride(1) == 1 else part.contiguous()
-        end_row = first_row + rows.shape[0]
-        is_last = end_row == out_features
-        _pack.call(rows.data_ptr(), rows.stride(0), rows.shape[0], in_features, first_row, is_last, data.data_ptr())
-        first_row = end_row
+        _pack.call(rows.data_ptr(), rows.stride(0), rows.shape[0], in_features, first_row, data.data_ptr())
+        first_row += rows.shape[0]
     return _wrap(data, out_features, in_features, is_native=True)
 
 

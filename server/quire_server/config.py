@@ -109,6 +109,9 @@ class EngineConfig:
     log_format: Literal["plain", "json"] = "plain"
     log_level: str = "info"
 
+    def __post_init__(self) -> None:
+        _require(self.num_threads is None or self.num_threads >= 1, "num-threads", "at least 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
@@ -131,5 +134,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", "in [0, 65535]")
+        _require(all(self.api_keys), "api-key", "not empty")
+        _require(self.engine_heartbeat_timeout_s > 0, "engine-heartbeat-timeout", "greater than 0")
         _require(self.max_request_body_bytes > 0, "max-request-body-bytes", "greater than 0")
         _require(self.shutdown_timeout_s >= 0, "shutdown-timeout", "at least 0")

@@ -137,7 +137,10 @@ def fetch_model(
         StartupError: there is no such file, the scheme is for clusters only, or (DownloadError) the fetch failed.
     """
     if uri.scheme is Scheme.FILE:
-        return _existing(uri.local_path(base), str(uri))
+        path = uri.local_path(base)
+        if not path.exists():
+            raise ConfigError(f"spec.model.uri: {path}: no such file or directory.", stage=STAGE)
+        return path
     if uri.scheme is not Scheme.HF:
         raise DownloadError(f"{uri}: only hf:// and file:// are fetched on this machine.", stage=STAGE)
     directory = cache / uri.cache_key(revision)

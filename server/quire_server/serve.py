@@ -9,7 +9,10 @@ Ends: SIGTERM or SIGINT drains (exit 0); a failed start or a dead engine ends it
 """
 
 import logging
+import signal
 import socket
+from types import FrameType
+from typing import NoReturn
 
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.arguments import ServeArguments
@@ -31,6 +34,8 @@ def run(arguments: ServeArguments) -> int:
         access_log=arguments.access_log,
         excluded_paths=arguments.quiet_paths,
     )
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop takes them over: nothing needs draining yet
+        signal.signal(number, _leave_at_once)
     for warning in arguments.warnings:
         log.warning("%s", warning)
     try:
@@ -63,6 +68,10 @@ def fail(message: TerminationMessage) -> int:
     log.error("%s: %s%s", message.code, message.message, f" {message.hint}" if message.hint else "")
     write_termination(message)
     return 1
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def _run_loop(arguments: ServeArguments, listener: socket.socket, process: EngineProcess) -> int:

@@ -18,6 +18,7 @@ import uvicorn
 
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage
+from quire_server.abandonable import run_abandonable
 from quire_server.api.app import create_app
 from quire_server.arguments import ServeArguments
 from quire_server.config import EngineConfig, ServerConfig
@@ -92,7 +93,8 @@ class Serving:
             await asyncio.gather(load, signalled, died, stats, return_exceptions=True)
 
     async def _load(self) -> None:
-        path = await asyncio.to_thread(resolve_model, self._source, self._report_from_thread())
+        report = self._report_from_thread()
+        path = await run_abandonable(lambda: resolve_model(self._source, report))
         config = _with_path(self._config.engine, path)
         self._client.report(Readiness(phase=Phase.STARTING, message="Starting the engine"))
         await self._client.start(config)

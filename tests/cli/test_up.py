@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,22 @@ def test_watch_applies_an_edit_and_refuses_a_bad_one(start_up: Any, tiny_checkpo
         assert ask(up, "renamed")
         with pytest.raises(openai.NotFoundError):
             ask(up, "edited")
+        file.write_text(manifest(tiny_checkpoint, "edited", served="renamed").replace("cpu: 1", "cpu: 2"))
+        up.wait_for("edited-3 starts")
+
+
+def test_ctrl_c_does_not_wait_for_a_download(start_up: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "remote.yaml"
+    file.write_text(manifest(Path("/m"), "remote").replace("file:///m", "hf://org/name"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        with start_up(file) as up:
+            up.wait_for("remote: fetching hf://org/name")
+            connection, _ = silent.accept()  # the question is asked, and never answered
+            with connection:
+                assert up.interrupt() == 0
+            assert up.lines[-1].endswith("quire: stopped")
 
 
 def test_a_model_that_cannot_be_found_is_named_to_the_person_and_to_the_client(start_up: Any, tmp_path: Path) -> None:
@@ -123,6 +140,10 @@ def test_a_model_that_cannot_be_found_is_named_to_the_person_and_to_the_client(s
     [
         ("spec: [", "bad.yaml:2: did not find expected node content"),
         ("# nothing", "holds no LLMDeployment"),
+        (
+            "apiVersion: quire.dev/v1alpha1\nkind: LLMDeployment\nmetadata: tiny\nspec: {}",
+            "metadata: must be a mapping",
+        ),
         (manifest(Path("/m"), "a") + "---" + manifest(Path("/m"), "a"), "default/a is defined twice"),
         (
             manifest(Path("/m"), "a", scaling="{min: 5, max: 4}"),

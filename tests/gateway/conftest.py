@@ -33,6 +33,8 @@ class Exchange:
         self.task = asyncio.ensure_future(gateway(scope, self._incoming.get, self._outgoing.put))
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.is_open = True
+        """The end of the body has not been read."""
 
     async def next(self) -> bytes:
         """The next piece of the body, after the head; b"" at the end."""
@@ -43,6 +45,7 @@ class Exchange:
             self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
             return await self.next()
         body: bytes = message["body"]
+        self.is_open = message["more_body"]
         return body
 
     async def rest(self) -> bytes:

@@ -60,9 +60,10 @@ def test_an_unknown_model_is_404_in_openais_shape(world: Any) -> None:
     run(story())
 
 
-def test_a_body_that_is_no_json_is_400(world: Any, exchange: Any) -> None:
+@pytest.mark.parametrize("sent", [b"{nope", b"[]", b'{"model": "\xff"}'])
+def test_a_body_that_is_no_json_is_400(world: Any, exchange: Any, sent: bytes) -> None:
     async def story() -> None:
-        request = exchange(world(answer).gateway, "POST", "/v1/completions", b"{nope", "localhost")
+        request = exchange(world(answer).gateway, "POST", "/v1/completions", sent, "localhost")
         body = await request.rest()
         assert (request.status, error_code(body)) == (400, "invalid_request")
 
@@ -281,14 +282,52 @@ def test_a_stream_that_breaks_is_not_retried_and_ends_with_an_error_event(world:
         raise httpx.ReadError("reset")
 
     async def story() -> None:
-        here = world(lambda _: httpx.Response(200, content=broken()))
+        here = world(lambda _: httpx.Response(200, headers={"content-type": "text/event-stream"}, content=broken()))
         here.ready(2)
         request = here.chat(stream=True)
         body = await request.rest()
         assert body.startswith(b"data: 1\n\n")
         assert b"replica_failed" in body
+        assert b"`tiny`" in body
         assert body.endswith(b"data: [DONE]\n\n")
         assert len(here.seen) == 1
+
+    run(story())
+
+
+def test_an_answer_in_one_piece_that_breaks_is_left_unfinished(world: Any) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b'{"choices":'
+        raise httpx.ReadError("reset")
+
+    async def story() -> None:
+        here = world(lambda _: httpx.Response(200, headers={"content-type": "application/json"}, content=broken()))
+        here.ready()
+        request = here.chat()
+        assert await request.next() == b'{"choices":'
+        assert await request.rest() == b""
+        assert request.is_open
+
+    run(story())
+
+
+def test_one_model_can_be_looked_up(world: Any) -> None:
+    async def story() -> None:
+        here = world(answer)
+        assert json.loads(await here.get("/v1/models/alias").rest())["id"] == "alias"
+        missing = here.get("/v1/models/none")
+        assert error_code(await missing.rest()) == "model_not_found"
+        assert missing.status == 404
+
+    run(story())
+
+
+def test_a_request_that_names_no_model_is_told_so(world: Any, exchange: Any) -> None:
+    async def story() -> None:
+        request = exchange(world(answer).gateway, "POST", "/v1/completions", b"{}", "localhost:1")
+        body = await request.rest()
+        assert (request.status, error_code(body)) == (404, "model_not_found")
+        assert "`model`" in json.loads(body)["error"]["message"]
 
     run(story())
 

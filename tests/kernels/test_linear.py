@@ -1,10 +1,12 @@
 """`linear`, `pack_weight` and `gather_rows` on every instruction set against products in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from quire_kernels import gather_rows, linear, pack_weight
+from quire_kernels import PackedWeight, gather_rows, linear, pack_weight
 from quire_kernels._cpu import native
 from quire_kernels.testing import assert_close
 
@@ -66,6 +68,15 @@ def test_many_blocks_of_rows_and_panels(isa: str, num_tokens: int) -> None:
     """Sizes past the block that fits a cache: wide in k, so that a few rows are a block of their own."""
     weight, x = scaled(random(70, 20000)), random(num_tokens, 20000)
     assert_close(linear(x, pack_weight(weight)), product(x, weight).bfloat16())
+
+
+@pytest.mark.parametrize("out_features", [1024, 1000, 1056])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32])
+def test_results_larger_than_a_cache(isa: str, out_features: int, out_dtype: torch.dtype) -> None:
+    """Such results are written past the caches where their rows are whole cache lines, and not otherwise."""
+    weight, x = scaled(random(out_features, 64)), random(2200, 64)
+    out = linear(x, pack_weight(weight), out_dtype=out_dtype)
+    assert_close(out.bfloat16(), product(x, weight).bfloat16())
 
 
 @only_native
@@ -155,37 +166,35 @@ def test_a_native_weight_is_a_copy_and_says_its_size(isa: str) -> None:
     assert packed.dtype == torch.bfloat16
 
 
-def refusals() -> dict[str, tuple[str, object]]:
-    """Which argument the error has to name, and the call."""
-    packed = pack_weight(random(33, 64))
-    x, ids = random(4, 64), torch.tensor([0])
-    return {
-        "x of one dimension": ("x", lambda: linear(x[0], packed)),
-        "x of three dimensions": ("x", lambda: linear(x[None], packed)),
-        "x of another width": ("x", lambda: linear(random(4, 63), packed)),
-        "x of another dtype": ("x", lambda: linear(x.float(), packed)),
-        "x on another device": ("x", lambda: linear(x.to("meta"), packed)),
-        "bias too short": ("bias", lambda: linear(x, packed, random(32))),
-        "bias of another dtype": ("bias", lambda: linear(x, packed, random(33).half())),
-        "bias of two dimensions": ("bias", lambda: linear(x, packed, random(33, 1))),
-        "bias with gaps": ("bias", lambda: linear(x, packed, random(66)[::2])),
-        "no weight": ("weight", lambda: pack_weight([])),
-        "an empty weight": ("weight", lambda: pack_weight(random(0, 64))),
-        "a vector as weight": ("weight", lambda: pack_weight(random(64))),
-        "parts of different widths": ("weight", lambda: pack_weight([random(3, 64), random(3, 65)])),
-        "parts of different dtypes": ("weight", lambda: pack_weight([random(3, 64), random(3, 64).float()])),
-        "ids of another dtype": ("ids", lambda: gather_rows(packed, ids.int())),
-        "ids of two dimensions": ("ids", lambda: gather_rows(packed, ids[None])),
-        "an id past the end": ("ids", lambda: gather_rows(packed, torch.tensor([0, 33]))),
-        "a negative id": ("ids", lambda: gather_rows(packed, torch.tensor([0, -1]))),
-    }
+# Which argument the error has to name, and the call. Functions, since nothing may load a library before it is built.
+REFUSALS: dict[str, tuple[str, Callable[[PackedWeight, Tensor, Tensor], object]]] = {
+    "x of one dimension": ("x", lambda packed, x, ids: linear(x[0], packed)),
+    "x of three dimensions": ("x", lambda packed, x, ids: linear(x[None], packed)),
+    "x of another width": ("x", lambda packed, x, ids: linear(random(4, 63), packed)),
+    "x of another dtype": ("x", lambda packed, x, ids: linear(x.float(), packed)),
+    "x on another device": ("x", lambda packed, x, ids: linear(x.to("meta"), packed)),
+    "bias too short": ("bias", lambda packed, x, ids: linear(x, packed, random(32))),
+    "bias of another dtype": ("bias", lambda packed, x, ids: linear(x, packed, random(33).half())),
+    "bias of two dimensions": ("bias", lambda packed, x, ids: linear(x, packed, random(33, 1))),
+    "bias with gaps": ("bias", lambda packed, x, ids: linear(x, packed, random(66)[::2])),
+    "no weight": ("weight", lambda packed, x, ids: pack_weight([])),
+    "an empty weight": ("weight", lambda packed, x, ids: pack_weight(random(0, 64))),
+    "a vector as weight": ("weight", lambda packed, x, ids: pack_weight(random(64))),
+    "parts of different widths": ("weight", lambda packed, x, ids: pack_weight([random(3, 64), random(3, 65)])),
+    "parts of different dtypes": ("weight", lambda packed, x, ids: pack_weight([random(3, 64), random(3, 64).float()])),
+    "ids of another dtype": ("ids", lambda packed, x, ids: gather_rows(packed, ids.int())),
+    "ids of two dimensions": ("ids", lambda packed, x, ids: gather_rows(packed, ids[None])),
+    "an id past the end": ("ids", lambda packed, x, ids: gather_rows(packed, torch.tensor([0, 33]))),
+    "a negative id": ("ids", lambda packed, x, ids: gather_rows(packed, torch.tensor([0, -1]))),
+}
 
 
-@pytest.mark.parametrize("name", sorted(refusals()))
+@pytest.mark.parametrize("name", sorted(REFUSALS))
 def test_arguments_that_do_not_fit_are_refused_by_name(isa: str, name: str) -> None:
-    argument, call = refusals()[name]
+    argument, call = REFUSALS[name]
+    packed = pack_weight(random(33, 64))
     with pytest.raises(ValueError, match=rf"\b{argument}\b"):
-        call()  # type: ignore[operator]
+        call(packed, random(4, 64), torch.tensor([0]))
 
 
 @only_native

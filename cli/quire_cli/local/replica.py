@@ -83,8 +83,10 @@ class Replica:
 
     async def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the process; its output goes to the replica's log file."""
-        termination = Path(tempfile.mkstemp(prefix="quire-end-")[1])
         with self.log.open("ab") as log:
+            descriptor, name = tempfile.mkstemp(prefix="quire-end-")
+            os.close(descriptor)
+            termination = Path(name)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -116,6 +118,11 @@ class Replica:
             except TimeoutError:
                 process.kill()
         await watch
+
+    def hurry(self) -> None:
+        """While it drains: have it end the requests that still run."""
+        if self.is_stopping and self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
 
     async def _watch_process(self, process: asyncio.subprocess.Process, termination: Path) -> None:
         polling = asyncio.create_task(self._poll())

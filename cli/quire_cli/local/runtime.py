@@ -5,6 +5,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -45,7 +46,7 @@ def load_deployments(file: Path) -> dict[str, LLMDeployment]:
     except (OSError, ValueError) as error:
         raise ManifestError(str(error)) from None
     problems = [
-        f"{file}: {document.get('metadata', {}).get('name', '(no name)')}: {problem.path}: {problem.message}"
+        f"{file}: {_name_of(document)}: {problem.path}: {problem.message}"
         for document in documents
         for problem in validate_manifest(document)
     ]
@@ -66,6 +67,11 @@ def load_deployments(file: Path) -> dict[str, LLMDeployment]:
     return deployments
 
 
+def _name_of(document: dict[str, Any]) -> str:
+    metadata = document.get("metadata")
+    return str(metadata.get("name", "(no name)")) if isinstance(metadata, dict) else "(no name)"
+
+
 class Runtime:
     """Runs until SIGINT or SIGTERM, then stops everything that it started."""
 
@@ -75,6 +81,8 @@ class Runtime:
         self._backends = StaticBackends()
         self._gateway = Gateway(self._backends)
         self._supervisors: dict[str, ModelSupervisor] = {}
+        self._leaving: dict[asyncio.Task[None], ModelSupervisor] = {}
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Bring everything up; return once everything is down.
@@ -97,13 +105,12 @@ class Runtime:
             )
         )
         serving = asyncio.create_task(server.serve([sock]))
-        ended = asyncio.Event()
         loop = asyncio.get_running_loop()
         # uvicorn installs handlers of its own when it starts, so ours are set after it has.
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ended.set)
+            loop.add_signal_handler(number, self._on_signal)
         watching: asyncio.Task[None] | None = None
         try:
             self._apply(deployments)
@@ -111,20 +118,31 @@ class Runtime:
                 "gateway", f"http://{self._shown_host()}:{sock.getsockname()[1]}/v1  (Ctrl-C stops everything)"
             )
             watching = asyncio.create_task(self._watch()) if self._options.watch else None
-            await ended.wait()
+            await self._ended.wait()
         finally:
             self._console.line("quire", "stopping")
             if watching is not None:
                 watching.cancel()
-            await asyncio.gather(*(s.stop() for s in self._supervisors.values()))
+            for key in list(self._supervisors):
+                self._retire(key)
+            broken = [error for error in await asyncio.gather(*self._leaving, return_exceptions=True) if error]
             server.should_exit = True
             await serving
             self._console.line("quire", "stopped")
+            if broken:
+                raise broken[0]
+
+    def _on_signal(self) -> None:
+        if self._ended.is_set():
+            self._console.line("quire", "not waiting for running requests")
+            for supervisor in self._leaving.values():
+                supervisor.hurry()
+        self._ended.set()
 
     def _shown_host(self) -> str:
         return "localhost" if self._options.host in ("0.0.0.0", "127.0.0.1", "::") else self._options.host
 
-    def _apply(self, deployments: dict[str, LLMDeployment]) -> list[asyncio.Task[None]]:
+    def _apply(self, deployments: dict[str, LLMDeployment]) -> None:
         """Start, update and stop supervisors until they are those of the file."""
         surroundings = Surroundings(
             backends=self._backends,
@@ -139,14 +157,19 @@ class Runtime:
                 self._supervisors[key] = ModelSupervisor(deployment, base, surroundings)
             elif supervisor.deployment != deployment:
                 supervisor.update(deployment)
-        gone = [key for key in self._supervisors if key not in deployments]
-        return [asyncio.create_task(self._supervisors.pop(key).stop()) for key in gone]
+        for key in [key for key in self._supervisors if key not in deployments]:
+            self._retire(key)
+
+    def _retire(self, key: str) -> None:
+        supervisor = self._supervisors.pop(key)
+        task = asyncio.create_task(supervisor.stop())
+        self._leaving[task] = supervisor
+        task.add_done_callback(self._leaving.pop)
 
     async def _watch(self) -> None:
         """Re-read the file whenever it changes; a bad edit is reported and changes nothing."""
         file = self._options.file
         seen = _stamp(file)
-        stopping: list[asyncio.Task[None]] = []
         while True:
             await asyncio.sleep(WATCH_S)
             stamp = _stamp(file)
@@ -154,11 +177,10 @@ class Runtime:
                 continue
             seen = stamp
             try:
-                stopping += self._apply(load_deployments(file))
+                self._apply(load_deployments(file))
                 self._console.line("watch", f"{file} applied")
             except ManifestError as error:
                 self._console.line("watch", f"not applied: {error}")
-            stopping = [task for task in stopping if not task.done()]
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

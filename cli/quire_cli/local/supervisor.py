@@ -8,19 +8,21 @@ import asyncio
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quire_cli.local.console import Console
 from quire_cli.local.replica import Replica
 from quire_cli.local.scaler import Scaler, initial_replicas
 from quire_contract import environment
-from quire_contract.model_uri import ModelUriError, parse_model_uri
+from quire_contract.model_uri import ModelUriError, Scheme, parse_model_uri
 from quire_contract.phases import Phase
 from quire_contract.units import parse_quantity
 from quire_gateway.backends import Model, StaticBackends
 from quire_gateway.demand import DemandTable
 from quire_operator.server_arguments import server_arguments
 from quire_operator.spec import LLMDeployment
+from quire_server.abandonable import run_abandonable
 from quire_server.errors import StartupError
 from quire_server.model_source import fetch_model
 
@@ -56,6 +58,11 @@ def limits_environment(deployment: LLMDeployment) -> dict[str, str]:
     return variables
 
 
+def _what_runs(deployment: LLMDeployment) -> tuple[object, ...]:
+    """Return the part of a manifest that a running replica cannot take a change of."""
+    return deployment.spec.model, deployment.spec.engine, deployment.spec.resources
+
+
 class ModelSupervisor:
     """Runs one LLMDeployment until `stop`. Used on one event loop."""
 
@@ -73,6 +80,7 @@ class ModelSupervisor:
         self._num_started = 0
         self._wake = asyncio.Event()
         self._stops: set[asyncio.Task[None]] = set()
+        self._is_over = False
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -82,7 +90,7 @@ class ModelSupervisor:
     def update(self, deployment: LLMDeployment) -> None:
         """Take a changed manifest. If what the replicas run has changed, new ones come before the old ones go."""
         before, self._deployment = self._deployment, deployment
-        if (before.spec.model, before.spec.engine) != (deployment.spec.model, deployment.spec.engine):
+        if _what_runs(before) != _what_runs(deployment):
             self._line("changed: new replicas start, then the old ones stop")
             self._generation += 1
             self._failures, self._not_before = 0, 0.0
@@ -93,15 +101,22 @@ class ModelSupervisor:
         self._wake.set()
 
     async def stop(self) -> None:
-        """End every replica, and forget the model."""
+        """Forget the model, and end every replica. A successor of the same name may start meanwhile."""
+        self._is_over = True
+        self._shared.backends.remove(self._key)
+        self._shared.demands.forget(self._key)
         self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.wait([self._task])
         for replica in self._replicas:
             self._begin_stop(replica)
         await asyncio.gather(*self._stops)
-        self._shared.backends.remove(self._key)
-        self._shared.demands.forget(self._key)
+        if not self._task.cancelled():
+            self._task.result()  # raises what broke it
+
+    def hurry(self) -> None:
+        """While stopping: wait no longer for the requests that still run."""
+        for replica in self._replicas:
+            replica.hurry()
 
     async def _run(self) -> None:
         self._publish()
@@ -123,19 +138,23 @@ class ModelSupervisor:
         model = self._deployment.spec.model
         loop = asyncio.get_running_loop()
         self._publish(Phase.DOWNLOADING)
+        if not model.uri.startswith(f"{Scheme.FILE}:"):
+            self._line(f"fetching {model.uri}")
         with self._shared.console.bar(f"{self._deployment.name}: fetching") as bar:
 
             def on_progress(percent: float) -> None:
                 loop.call_soon_threadsafe(bar.show, percent)
 
             try:
-                self._path = await asyncio.to_thread(
-                    fetch_model,
-                    parse_model_uri(model.uri),
-                    revision=model.revision,
-                    base=self._base,
-                    cache=self._shared.cache,
-                    on_progress=on_progress,
+                self._path = await run_abandonable(
+                    partial(
+                        fetch_model,
+                        parse_model_uri(model.uri),
+                        revision=model.revision,
+                        base=self._base,
+                        cache=self._shared.cache,
+                        on_progress=on_progress,
+                    )
                 )
             except (StartupError, ModelUriError) as error:
                 self._fail(str(error))
@@ -167,7 +186,11 @@ class ModelSupervisor:
         arguments = server_arguments(self._deployment, model=str(path), host=replica.backend.host, port=port)
         self._line(f"{name} starts on port {port}, log {replica.log}")
         replica.show_progress(self._shared.console.bar(name))
-        await replica.start(arguments, {**limits_environment(self._deployment), **self._deployment.spec.engine.env})
+        try:
+            await replica.start(arguments, {**limits_environment(self._deployment), **self._deployment.spec.engine.env})
+        except OSError as error:
+            self._replicas.remove(replica)
+            self._fail(f"{name} cannot be started: {error}")
 
     def _begin_stop(self, replica: Replica) -> None:
         if not replica.is_stopping:
@@ -178,8 +201,8 @@ class ModelSupervisor:
     def _on_change(self, replica: Replica, before: Phase) -> None:
         if replica.end is not None:
             self._replicas.remove(replica)
-            if replica.is_stopping and replica.end.exit_code == 0:
-                self._line(f"{replica.name} stopped")
+            if replica.is_stopping:
+                self._line(f"{replica.name} stopped" + (f": {replica.end.describe()}" if replica.end.exit_code else ""))
             else:
                 self._fail(f"{replica.name} {replica.end.describe()} (log: {replica.log})")
         elif replica.readiness.phase is not before:
@@ -198,6 +221,8 @@ class ModelSupervisor:
 
     def _publish(self, phase: Phase | None = None) -> None:
         """Tell the gateway what there is."""
+        if self._is_over:
+            return
         spec = self._deployment.spec
         loading = max((r for r in self._replicas if not r.is_stopping), key=lambda r: r.progress, default=None)
         readiness = None if loading is None else loading.readiness
@@ -207,7 +232,7 @@ class ModelSupervisor:
                 name=self._deployment.name,
                 served_names=spec.model.served_names,
                 backends=tuple(r.backend for r in self._replicas if r.is_ready),
-                phase=phase or (readiness.phase if readiness else Phase.STARTING),
+                phase=phase or (readiness.phase if readiness else Phase.FAILED if self._problem else Phase.STARTING),
                 status=self._problem or (readiness.message if readiness else "") or "no replica is ready yet",
                 eta_seconds=readiness.eta_seconds if readiness else None,
                 is_suspended=spec.suspend,

@@ -1,8 +1,8 @@
 """Memory for packed weights: carved one after the other out of large mappings with huge pages.
 
-A decode step reads every weight once, at the speed of memory. Side by side in 2 MiB pages they are read some 10 %
-faster than in allocations of their own: there are fewer page walks, and what is prefetched past the end of one weight is
-the begin of the next. Knows nothing of layouts.
+A decode step reads every weight once, at the speed of memory. Side by side in 2 MiB pages weights are read some 10 %
+faster than in allocations of their own: there are fewer page walks, and what is prefetched past the end of one weight
+is the begin of the next. Knows nothing of layouts.
 
 Invariants: carved tensors never overlap; a mapping is returned to the system once no tensor carved from it is left.
 """

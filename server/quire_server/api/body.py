@@ -14,7 +14,7 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T], max_by
     """Read and decode the body.
 
     Raises:
-        InvalidRequestError: the content type is not JSON, or there is no body.
+        InvalidRequestError: the content type is not JSON, there is no body, or it is not UTF-8.
         PayloadTooLargeError: it has more than `max_bytes`.
         msgspec.DecodeError: it is not JSON, or (ValidationError) not what the struct says.
     """
@@ -24,7 +24,10 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T], max_by
     body = await _read(request, max_bytes)
     if not body:
         raise InvalidRequestError("The request has no body.")
-    return decoder.decode(body)
+    try:
+        return decoder.decode(body)
+    except UnicodeDecodeError as error:  # msgspec's own errors do not cover a text inside the JSON
+        raise InvalidRequestError(f"The body is not valid UTF-8: {error.reason}.") from None
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:

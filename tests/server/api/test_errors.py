@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
 
 
-@pytest.mark.parametrize("body", [b"{", b"", b"[1]", b"nul", b"\xff\xfe", b'{"messages": [] '])
+@pytest.mark.parametrize("body", [b"{", b"", b"[1]", b"nul", b"\xff\xfe", b'{"model": "\xff"}', b'{"messages": [] '])
 async def test_bad_json(world, check_error, body):
     check_error(await world.http.post(CHAT, content=body), 400)
 

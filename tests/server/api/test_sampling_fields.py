@@ -113,7 +113,7 @@ async def test_bad_values_are_refused_by_name(world, check_error, field, value):
 
 async def test_top_logprobs_need_logprobs(world, check_error):
     check_error(await world.chat(top_logprobs=2), 400, param="top_logprobs")
-    check_error(await world.chat(logprobs=True, top_logprobs=21), 400, param="logprobs")
+    check_error(await world.chat(logprobs=True, top_logprobs=21), 400, param="top_logprobs")
 
 
 async def test_prompt_logprobs_are_not_streamed(world, check_error):

@@ -1,4 +1,7 @@
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +178,19 @@ def test_offline_without_a_cache(hub: FakeHub) -> None:
     assert "HF_HUB_OFFLINE" in caught.value.termination.hint
 
 
+def test_failures_are_told_apart_in_a_process_that_has_used_nothing_of_the_library_yet(tmp_path: Path) -> None:
+    script = """
+from quire_server.model_source import HubUnreachableError, ModelSource, resolve_model
+try:
+    resolve_model(ModelSource(repo_id="org/name"), lambda readiness: None)
+except HubUnreachableError as error:
+    print("told:", error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert ended.stdout.startswith("told: org/name could not be fetched")
+
+
 def test_no_space_left(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = hub.snapshot_download
 
@@ -214,7 +230,7 @@ def test_files_are_found_from_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     options: dict[str, Any] = {"revision": None, "base": tmp_path, "cache": tmp_path, "on_progress": lambda _: None}
     assert fetch_model(parse_model_uri("file://m"), **options) == tmp_path / "m"
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"^spec.model.uri: {tmp_path}/n: no such file"):
         fetch_model(parse_model_uri("file://n"), **options)
     with pytest.raises(DownloadError, match="only hf://"):
         fetch_model(parse_model_uri("pvc://claim/x"), **options)

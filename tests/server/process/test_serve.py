@@ -37,17 +37,26 @@ sys.exit(code)
 class Server:
     """A `quire serve` in a process of its own."""
 
-    def __init__(self, directory: Path, command: tuple[str, ...], *flags: str) -> None:
+    def __init__(self, directory: Path, command: tuple[str, ...], *flags: str, model: str = "", **env: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.termination = directory / "termination"
         self.log = directory / "log"
-        words = [str(directory), "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "m", *flags]
+        words = [
+            model or str(directory),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--served-model-name",
+            "m",
+            *flags,
+        ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", RUNNER, "-", "|".join(command), *words],
                 stderr=log,
-                env={**os.environ, TERMINATION_LOG_ENV: str(self.termination)},
+                env={**os.environ, TERMINATION_LOG_ENV: str(self.termination), **env},
             )
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str, Any]:
@@ -94,9 +103,9 @@ class Server:
 def start(tmp_path: Path, engine_command: Callable[[str], tuple[str, ...]]) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(behaviour: str, *flags: str) -> Server:
+    def start(behaviour: str, *flags: str, **options: str) -> Server:
         save_tokenizer(tmp_path)
-        servers.append(Server(tmp_path, engine_command(behaviour), *flags))
+        servers.append(Server(tmp_path, engine_command(behaviour), *flags, **options))
         return servers[-1]
 
     yield start
@@ -225,11 +234,47 @@ def test_a_taken_port_is_named(start: Callable[..., Server]) -> None:
     assert "--port" in message.message
 
 
-def test_wrong_arguments_are_status_two(start: Callable[..., Server]) -> None:
-    server = start("echo", "-tp", "2")
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("-tp", "2"), "--tensor-parallel-size 2 is not supported"),
+        (("--max-mode-len", "8"), "unrecognized arguments: --max-mode-len 8"),
+        (("--num-threads", "x"), "argument --num-threads: invalid int value: 'x'"),
+    ],
+)
+def test_wrong_arguments_are_status_two(start: Callable[..., Server], flags: tuple[str, ...], problem: str) -> None:
+    server = start("echo", *flags)
     assert server.exit_code() == 2
-    assert "--tensor-parallel-size 2 is not supported" in server.log.read_text()
-    assert decode_termination(server.termination.read_bytes()) is not None
+    assert server.log.read_text().startswith(f"quire serve: {problem}")
+    message = decode_termination(server.termination.read_bytes())
+    assert message is not None
+    assert problem in message.message
+
+
+def test_a_signal_before_the_loop_runs_ends_it_well(start: Callable[..., Server], tmp_path: Path) -> None:
+    server = start("never-ready", TMPDIR=str(tmp_path))
+    while not connects(server.port):
+        assert server.process.poll() is None
+    server.process.send_signal(signal.SIGTERM)
+    assert server.exit_code() == 0
+    assert not list(tmp_path.glob("quire-*")), "the sockets' directory was left"
+
+
+def connects(port: int) -> bool:
+    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def test_a_download_that_hangs_does_not_hold_up_the_end(start: Callable[..., Server], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hub = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        server = start("echo", model="hf://org/name", HF_ENDPOINT=hub, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
+        connection, _ = silent.accept()  # the question is asked, and never answered
+        with connection:
+            assert json.loads(server.get("/readyz")[1])["phase"] == "Downloading"
+            server.process.send_signal(signal.SIGTERM)
+            assert server.exit_code() == 0
 
 
 def test_many_at_once(start: Callable[..., Server]) -> None:

@@ -1,7 +1,9 @@
-// out = x @ weight^T + bias with a packed weight (linear_layout.h): how the work is cut; the arithmetic is in linear_<isa>.h.
+// out = x @ weight^T + bias with a packed weight (linear_layout.h): how the work is cut; the arithmetic is in
+// linear_<isa>.h.
 //
-// Each thread owns a rectangle of the output (a range of rows x a range of panels) and goes through its rows in blocks that
-// fit its L2 cache; each block meets every panel of the range. There is one parallel region and no barrier inside it.
+// Each thread owns a rectangle of the output (a range of rows x a range of panels) and goes through its rows in blocks
+// that fit its L2 cache; each block meets every panel of the range. There is one parallel region and no barrier inside
+// it.
 #include "linear_amx.h"
 #include "linear_avx2.h"
 #include "linear_avx512.h"
@@ -12,8 +14,8 @@
 namespace quire {
 namespace {
 
-// Of x as the kernels read it, per block of rows. Smaller blocks read the weights more often; larger ones fall out of L2, which
-// is 2 MiB where there is AMX and at least 512 KiB on a server elsewhere.
+// Of x as the kernels read it, per block of rows. Smaller blocks read the weights more often; larger ones fall out of
+// L2, which is 2 MiB where there is AMX and at least 512 KiB on a server elsewhere.
 #if defined(QUIRE_HAS_AMX)
 constexpr int64_t kBlockBytes = 1024 * 1024;
 #else
@@ -96,8 +98,8 @@ void multiply_block(const LinearArguments& a, int64_t begin, int64_t end, Range 
     multiply_block_vectors(a, prepare_rows(a, begin, end), panels, is_large);
 }
 
-// Whether a thread's share of the output would push everything else out of its L2, and consists of whole cache lines. Such
-// an output is written past the caches, which saves reading its lines before they are overwritten.
+// Whether a thread's share of the output would push everything else out of its L2, and consists of whole cache lines.
+// Such an output is written past the caches, which saves reading its lines before they are overwritten.
 bool is_large_output(const LinearArguments& a, Range rows, Range panels) {
     const int64_t size = a.is_out_float ? sizeof(float) : sizeof(bf16);
     const bool is_aligned = reinterpret_cast<uintptr_t>(a.out) % 64 == 0 && a.stride_out * size % 64 == 0;
@@ -115,8 +117,8 @@ void multiply_rectangle(const LinearArguments& a, Range rows, Range panels) {
     if (is_large) _mm_sfence();  // streamed stores are ordered before what the team does next
 }
 
-// How many parts the rows are cut into; the other factor of the team cuts the panels. The largest rectangle decides the time;
-// of equals the one with fewer row parts wins, since then fewer threads read the same weights.
+// How many parts the rows are cut into; the other factor of the team cuts the panels. The largest rectangle decides the
+// time; of equals the one with fewer row parts wins, since then fewer threads read the same weights.
 int64_t choose_row_parts(int64_t num_row_tiles, int64_t panels, int64_t team) {
     int64_t best_parts = 1, best_cost = std::numeric_limits<int64_t>::max();
     for (int64_t parts = 1; parts <= team; ++parts) {

@@ -4,8 +4,8 @@
 //     A0 (tile 4)  C00 tile 0    C01 tile 1
 //     A1 (tile 5)  C10 tile 2    C11 tile 3
 //
-// Up to 16 rows memory is the limit; A0 and A1 then are the same rows in the two halves of K, so that the weights are read in
-// two streams, and the two halves of the sums are added when they are stored.
+// Up to 16 rows memory is the limit; A0 and A1 then are the same rows in the two halves of K, so that the weights are
+// read in two streams, and the two halves of the sums are added when they are stored.
 #pragma once
 
 #include "linear_layout.h"
@@ -111,8 +111,9 @@ QUIRE_INLINE void multiply_split(const LinearArguments& a, const RowBlock<bf16>&
     store_sums(sums);
 }
 
-// One packed group of rows x one panel into sums[32][32]. The panel stays in L1 from group to group, so the rows are read past
-// L1. In each step a piece of `pending` is stored and `num_lines` lines of the weights from `next` on are asked for.
+// One packed group of rows x one panel into sums[32][32]. The panel stays in L1 from group to group, so the rows are
+// read past L1. In each step a piece of `pending` is stored and `num_lines` lines of the weights from `next` on are
+// asked for.
 QUIRE_INLINE void multiply_group(const LinearArguments& a, const bf16* group, const bf16* panel, float* sums,
                                  PendingBlock& pending, const bf16* next, int64_t num_lines) {
     const int64_t steps = num_steps(a.k), rows_per_step = ceil_div(pending.rows, steps);

@@ -34,9 +34,9 @@ QUIRE_INLINE void add_line(const bf16* line, const bf16* pairs, int64_t stride, 
     }
 }
 
-// Rows x one panel over all of K. With few rows memory is the limit: K is then cut into parts that are read side by side,
-// because one core keeps more cache lines in flight over several streams than over one; that also hides the latency of
-// vdpbf16ps.
+// Rows x one panel over all of K. With few rows memory is the limit: K is then cut into parts that are read side by
+// side, because one core keeps more cache lines in flight over several streams than over one; that also hides the
+// latency of vdpbf16ps.
 template <int kRows>
 void multiply_rows(const LinearArguments& a, const RowBlock<bf16>& x, int64_t row, int64_t panel,
                    const PanelOutput& output) {

@@ -10,7 +10,8 @@
 //              k = 32s+30   |
 //     tile 1   the same for n = 32p+16 ... 32p+31
 //
-// so packed[num_panels][K / 32][2][16][16][2]. N and K are rounded up to 32; what is added is zero. A panel is one stretch of
+// so packed[num_panels][K / 32][2][16][16][2]. K is rounded up to 32 with zeros, N with
+// anything: what those features would be is never stored. A panel is one stretch of
 // K * 64 bytes that is read once from its begin to its end, and
 //   * one line of a tile is a vector whose 32-bit lanes hold the pairs that vdpbf16ps multiplies with a broadcast pair of x;
 //   * a tile is a B operand of tdpbf16ps;
@@ -65,7 +66,7 @@ struct PanelOutput {
     void open(const LinearArguments& a, int64_t panel, bool is_large) {
         column = panel * kPanel;
         is_whole = a.n - column >= kPanel;
-        is_streamed = is_large && is_whole;
+        is_streamed = is_large;
         for (int64_t i = 0; i < kPanel; i += kVecWidth) {
             const int64_t left = a.n - column - i, count = left < 0 ? 0 : left > kVecWidth ? kVecWidth : left;
             Vec value = vec_zero();

@@ -68,9 +68,9 @@ void pack_whole_panel(const bf16* rows, int64_t stride, int64_t k, Word* panel) 
 using namespace quire;
 
 // Packs weight[num_rows][k] (row stride `stride`) as the output features [first_row, first_row + num_rows) of `packed`.
-// Parts of one packed weight may be given one after the other. After the last part, `is_last` clears the padding rows.
+// Parts of one packed weight may be given one after the other.
 QUIRE_EXPORT void quire_linear_pack_bf16(const bf16* weight, int64_t stride, int64_t num_rows, int64_t k, int64_t first_row,
-                                         int64_t is_last, bf16* packed) {
+                                         bf16* packed) {
     const int64_t end_row = first_row + num_rows;
     const int64_t first_panel = first_row / kPanel, end_panel = num_panels(end_row);
 #pragma omp parallel for schedule(static) if (num_rows * k > 65536)
@@ -79,15 +79,8 @@ QUIRE_EXPORT void quire_linear_pack_bf16(const bf16* weight, int64_t stride, int
         const int64_t begin = p * kPanel < first_row ? first_row : p * kPanel;
         const int64_t end = (p + 1) * kPanel > end_row ? end_row : (p + 1) * kPanel;
         const bf16* rows = weight + (begin - first_row) * stride;
-        if (end - begin == kPanel) {
-            pack_whole_panel(rows, stride, k, panel);
-            continue;
-        }
-        pack_rows(rows, stride, end - begin, 0, k, panel, begin - p * kPanel);
-        if (!is_last || end < end_row) continue;
-        for (int64_t column = end - p * kPanel; column < kPanel; ++column) {
-            for (int64_t at = 0; at < padded_k(k); at += 2) panel[word_at(column, at)] = 0;
-        }
+        if (end - begin == kPanel) pack_whole_panel(rows, stride, k, panel);
+        else pack_rows(rows, stride, end - begin, 0, k, panel, begin - p * kPanel);
     }
 }
 

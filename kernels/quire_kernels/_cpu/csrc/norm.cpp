@@ -19,7 +19,7 @@ struct NormArguments {
 
 namespace {
 
-constexpr int64_t kMinParallelElements = 32768;
+constexpr int64_t kMinParallelElements = 65536;
 
 
 // Writes x + residual, rounded to T, to `total`.

@@ -43,6 +43,7 @@ from quire_server.api.sse import EventStream, encode_event
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
 from quire_server.output_processor import CompletionDelta
+from quire_server.sampling_params import MAX_LOGPROBS
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 
@@ -92,11 +93,12 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
 
 
 def _num_logprobs(request: ChatCompletionRequest) -> int | None:
-    if request.logprobs:
-        return request.top_logprobs or 0
-    if request.top_logprobs:
+    num_top = request.top_logprobs or 0
+    if not 0 <= num_top <= MAX_LOGPROBS:
+        raise InvalidRequestError(f"top_logprobs must be in [0, {MAX_LOGPROBS}], got {num_top}.", param="top_logprobs")
+    if num_top and not request.logprobs:
         raise InvalidRequestError("`top_logprobs` needs `logprobs: true`.", param="top_logprobs")
-    return None
+    return num_top if request.logprobs else None
 
 
 def _role(frontend: Frontend, request: ChatCompletionRequest) -> str:
