@@ -12,7 +12,6 @@ import logging
 import signal
 import socket
 from types import FrameType
-from typing import NoReturn
 
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.arguments import ServeArguments
@@ -34,14 +33,15 @@ def run(arguments: ServeArguments) -> int:
         access_log=arguments.access_log,
         excluded_paths=arguments.quiet_paths,
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop takes them over: nothing needs draining yet
-        signal.signal(number, _leave_at_once)
+    early_signals = _EarlySignals()
     for warning in arguments.warnings:
         log.warning("%s", warning)
     try:
         with bind(arguments.config.host, arguments.config.port) as listener:
+            early_signals.is_deferring = True
             process = EngineProcess()
             try:
+                early_signals.release()
                 return _run_loop(arguments, listener, process)
             finally:
                 process.close()
@@ -70,8 +70,28 @@ def fail(message: TerminationMessage) -> int:
     return 1
 
 
-def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(0)
+class _EarlySignals:
+    """SIGTERM and SIGINT until the event loop takes them over: the process leaves at once, nothing needs draining yet.
+
+    While `is_deferring`, what is being made could not be cleaned up; a signal then counts at `release`.
+    """
+
+    def __init__(self) -> None:
+        self.is_deferring = False
+        self._has_come = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def release(self) -> None:
+        """Leave now if a signal came while deferring; from here on each one counts when it comes."""
+        self.is_deferring = False
+        if self._has_come:
+            raise SystemExit(0)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._has_come = True
+        if not self.is_deferring:
+            raise SystemExit(0)
 
 
 def _run_loop(arguments: ServeArguments, listener: socket.socket, process: EngineProcess) -> int:

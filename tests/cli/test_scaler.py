@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from quire_cli.local.differences import differences
 from quire_cli.local.scaler import Scaler
 from quire_cli.local.supervisor import limits_environment, restart_delay
 from quire_gateway.demand import Demand
@@ -52,3 +53,17 @@ def test_limits_are_passed_on_as_numbers() -> None:
         {"metadata": {"name": "m"}, "spec": {"model": {"uri": "hf://a/b"}, "profile": "p"}}
     )
     assert limits_environment(by_profile) == {}
+
+
+def test_what_means_something_else_without_a_cluster_is_said() -> None:
+    assert differences(deployment()) == []
+    given = deployment(
+        resources={"limits": {"nvidia.com/gpu": 1}},
+        access={"apiKeysSecretRef": {"name": "keys"}},
+        podTemplate={"spec": {"nodeSelector": {"a": "b"}}},
+    )
+    assert [sentence.partition(":")[0] for sentence in differences(given)] == [
+        "spec.access.apiKeysSecretRef",
+        "spec.resources.limits",
+        "spec.podTemplate",
+    ]

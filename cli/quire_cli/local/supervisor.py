@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from quire_cli.local.console import Console
+from quire_cli.local.differences import differences
 from quire_cli.local.replica import Replica
 from quire_cli.local.scaler import Scaler, initial_replicas
 from quire_contract import environment
@@ -119,6 +120,8 @@ class ModelSupervisor:
             replica.hurry()
 
     async def _run(self) -> None:
+        for sentence in differences(self._deployment):
+            self._line(f"note: {sentence}")
         self._publish()
         while True:
             self._wake.clear()

@@ -1,8 +1,8 @@
 // What every CPU kernel shares: the export macro, bfloat16, and one float vector type.
 //
 // Every csrc/*.cpp is compiled once per instruction set, with exactly one of QUIRE_ISA_AVX2, QUIRE_ISA_AVX512,
-// QUIRE_ISA_AMX defined (see build.py). Kernels are written against `Vec` (8 floats with AVX2, 16 with AVX-512) and so exist
-// once; only the matrix product has code per instruction set. AMX implies AVX-512.
+// QUIRE_ISA_AMX defined (see build.py). Kernels are written against `Vec` (8 floats with AVX2, 16 with AVX-512) and so
+// exist once; only the matrix product has code per instruction set. AMX implies AVX-512.
 //
 // The ABI is plain C: pointers, int64_t sizes, strides in elements; no torch and no Python headers. Shapes, types and
 // strides are checked by the Python side. Kernels allocate nothing on the heap in the steady state and throw nothing.
@@ -67,9 +67,10 @@ QUIRE_INLINE Range share_of(int64_t total, int64_t index, int64_t count) {
     return {total * index / count, total * (index + 1) / count};
 }
 
-// ----------------------------------------------------------------------------------------------------------------- vector
-// Vec: kVecWidth floats. load/store exist for float and bf16 memory (bf16 is widened on load and rounded to nearest even on
-// store), whole or only the first `count` lanes (0 <= count <= kVecWidth; other lanes read as zero and are not written).
+// -----------------------------------------------------------------------------------------------------------------
+// vector Vec: kVecWidth floats. load/store exist for float and bf16 memory (bf16 is widened on load and rounded to
+// nearest even on store), whole or only the first `count` lanes (0 <= count <= kVecWidth; other lanes read as zero and
+// are not written).
 
 #if defined(QUIRE_HAS_AVX512)
 
@@ -181,8 +182,8 @@ QUIRE_INLINE float reduce_max(Vec a) {
     return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
 }
 
-// a * 2^n for integral n within [-150, 128]; underflows gradually, overflows to infinity. Two factors, because 2^-150 and
-// 2^128 are no normal floats themselves.
+// a * 2^n for integral n within [-150, 128]; underflows gradually, overflows to infinity. Two factors, because 2^-150
+// and 2^128 are no normal floats themselves.
 QUIRE_INLINE Vec vec_scale2(Vec a, Vec n) {
     const __m256i exponent = _mm256_cvtps_epi32(n.v);
     const __m256i first = _mm256_srai_epi32(exponent, 1);

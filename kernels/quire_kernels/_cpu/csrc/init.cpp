@@ -8,8 +8,8 @@
 // Raised whenever an exported function changes its meaning; native.py refuses a library with another version.
 QUIRE_EXPORT int64_t quire_abi_version() { return 1; }
 
-// Makes the instruction set usable in this process. Returns 0, or the errno with which the kernel refused.
-// Linux hands out the 8 KiB AMX tile state only to processes that ask for it (arch_prctl(2)); all threads share the grant.
+// Makes the instruction set usable in this process. Returns 0, or the errno with which the kernel refused. Linux hands
+// out the 8 KiB AMX tile state only to processes that ask for it (arch_prctl(2)); all threads share the grant.
 QUIRE_EXPORT int64_t quire_init() {
 #if defined(QUIRE_HAS_AMX)
     constexpr long kArchReqXcompPerm = 0x1023;

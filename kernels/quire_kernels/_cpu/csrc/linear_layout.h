@@ -1,7 +1,7 @@
 // The packed layout of a linear layer's weight, and the arguments of the matrix product.
 //
-// weight[N][K] (bf16, rows are output features) is cut into panels of 32 rows, a panel into steps of 32 in k, a step into two
-// tiles of 16 rows. In a tile two neighbours in k lie side by side:
+// weight[N][K] (bf16, rows are output features) is cut into panels of 32 rows, a panel into steps of 32 in k, a step
+// into two tiles of 16 rows. In a tile two neighbours in k lie side by side:
 //
 //     panel p, step s       | n = 32p           | n = 32p+1         | ... | n = 32p+15            |
 //     tile 0   k = 32s, +1  | w[n][k] w[n][k+1] | w[n][k] w[n][k+1] | ... | w[n][k] w[n][k+1]     |  64 bytes
@@ -49,14 +49,16 @@ struct LinearArguments {
 };
 static_assert(sizeof(LinearArguments) == 11 * 8, "linear.py packs eleven words");
 
-// A block of rows of x as a kernel reads it: x itself, or a copy that is padded to padded_k(k), widened or cut into tiles.
+// A block of rows of x as a kernel reads it: x itself, or a copy that is padded to padded_k(k), widened or cut into
+// tiles.
 template <typename T>
 struct RowBlock {
     const T* rows;
     int64_t stride, count, first_row;
 };
 
-// How the sums of one panel become output: the bias is added, features past the last one are cut off, the rest is rounded.
+// How the sums of one panel become output: the bias is added, features past the last one are cut off, the rest is
+// rounded.
 struct PanelOutput {
     alignas(64) float bias[kPanel];
     int64_t column;
