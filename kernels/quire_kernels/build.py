@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire_kernels._cpu.variants import ISA_TO_COMPILER_OPTIONS, LIB_DIR, SOURCE_DIR, library_path
+from quire_kernels._cpu.variants import ABI_VERSION, ISA_TO_COMPILER_OPTIONS, LIB_DIR, SOURCE_DIR, library_path
 
 # No -ffast-math: -inf masks attention and NaN must stay visible. -Wno-maybe-uninitialized: g++'s own AVX-512 headers.
 COMMON_OPTIONS = (
     *("-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"),
+    *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized", f"-DQUIRE_ABI_VERSION={ABI_VERSION}"),
 )
 LINK_OPTIONS = ("-shared", "-static-libgcc", "-static-libstdc++", "-Wl,-O1", "-Wl,--as-needed")
 

@@ -16,12 +16,13 @@ from quire_kernels.device import Backend, backend_for
 
 SOURCE = """
 #include "value.h"
-extern "C" __attribute__((visibility("default"))) long quire_abi_version() { return %d; }
+extern "C" __attribute__((visibility("default"))) long quire_abi_version() { return QUIRE_ABI_VERSION + OFFSET; }
 extern "C" __attribute__((visibility("default"))) long quire_init() { return REFUSAL; }
 extern "C" __attribute__((visibility("default"))) long value() { return VALUE; }
 """
 HEADER = """
 #define VALUE 1
+#define OFFSET 0
 #if defined(QUIRE_ISA_AMX)
 #define REFUSAL 1
 #else
@@ -35,7 +36,7 @@ def sources(tmp_path: Path) -> Path:
     """A small set of sources whose AMX variant is refused by its init function with EPERM."""
     folder = tmp_path / "csrc"
     folder.mkdir()
-    (folder / "a.cpp").write_text(SOURCE % native.ABI_VERSION)
+    (folder / "a.cpp").write_text(SOURCE)
     (folder / "value.h").write_text(HEADER)
     return folder
 
@@ -197,7 +198,7 @@ def test_a_refusal_by_the_kernel_falls_back_to_the_next_best(
 
 
 def test_a_library_of_another_version_is_refused(sources: Path, lib_dir: Path) -> None:
-    (sources / "a.cpp").write_text(SOURCE % (native.ABI_VERSION + 1))
+    (sources / "value.h").write_text(HEADER.replace("OFFSET 0", "OFFSET 1"))
     [isa] = native.supported_isas()[-1:]
     build.build([isa], source_dir=sources, lib_dir=lib_dir)
     with pytest.raises(native.NativeError, match="another version"):

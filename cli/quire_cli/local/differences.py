@@ -1,4 +1,4 @@
-"""What of a manifest a machine without a cluster does otherwise, or not at all: said once, never passed over in silence."""
+"""What of a manifest means something else on a machine without a cluster: said once, never passed over in silence."""
 
 from quire_operator.spec import LLMDeployment
 

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import torch
 
-from quire_kernels._cpu.variants import ISA_TO_CPU_FLAGS, library_path
+from quire_kernels._cpu.variants import ABI_VERSION, ISA_TO_CPU_FLAGS, library_path
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ INT64: Final = ctypes.c_int64
 INT32: Final = ctypes.c_int32
 FLOAT: Final = ctypes.c_float
 
-ABI_VERSION = 1
 ISA_VARIABLE = "QUIRE_CPU_ISA"
 NO_ISA = "none"
 _HINT = "run `python -m quire_kernels.build`"

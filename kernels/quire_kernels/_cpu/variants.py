@@ -9,6 +9,9 @@ LIB_DIR: Final = Path(__file__).parent / "lib"
 _AVX2_FLAGS = frozenset({"avx2", "fma", "f16c"})
 _AVX512_FLAGS = _AVX2_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 
+ABI_VERSION: Final = 2
+"""Raised whenever an exported function's arguments or the packed layout change."""
+
 # Best first; the flags are /proc/cpuinfo's.
 ISA_TO_CPU_FLAGS: Final[dict[str, frozenset[str]]] = {
     "amx": _AVX512_FLAGS | {"amx_tile", "amx_bf16"},

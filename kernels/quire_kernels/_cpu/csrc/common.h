@@ -29,7 +29,7 @@
 
 namespace quire {
 
-// ---------------------------------------------------------------------------------------------------------------- scalars
+// ------------------------------------------------------------------------------------------------------------- scalars
 
 struct bf16 {
     uint16_t bits;
@@ -67,10 +67,11 @@ QUIRE_INLINE Range share_of(int64_t total, int64_t index, int64_t count) {
     return {total * index / count, total * (index + 1) / count};
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// vector Vec: kVecWidth floats. load/store exist for float and bf16 memory (bf16 is widened on load and rounded to
-// nearest even on store), whole or only the first `count` lanes (0 <= count <= kVecWidth; other lanes read as zero and
-// are not written).
+// -------------------------------------------------------------------------------------------------------------- vector
+
+// Vec: kVecWidth floats. load/store exist for float and bf16 memory (bf16 is widened on load and rounded to nearest even
+// on store), whole or only the first `count` lanes (0 <= count <= kVecWidth; other lanes read as zero and are not
+// written).
 
 #if defined(QUIRE_HAS_AVX512)
 

@@ -5,8 +5,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Raised whenever an exported function changes its meaning; native.py refuses a library with another version.
-QUIRE_EXPORT int64_t quire_abi_version() { return 1; }
+// Comes from variants.py; native.py refuses a library with another version.
+QUIRE_EXPORT int64_t quire_abi_version() { return QUIRE_ABI_VERSION; }
 
 // Makes the instruction set usable in this process. Returns 0, or the errno with which the kernel refused. Linux hands
 // out the 8 KiB AMX tile state only to processes that ask for it (arch_prctl(2)); all threads share the grant.

@@ -45,7 +45,8 @@ void multiply_half(const LinearArguments& a, const RowBlock<float>& x, int64_t r
 }
 
 template <int kRows>
-void multiply_rows(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel, const PanelOutput& output) {
+void multiply_rows(const LinearArguments& a, const RowBlock<float>& x, int64_t row, int64_t panel,
+                   const PanelOutput& output) {
     multiply_half<kRows>(a, x, row, panel, 0, output);
     multiply_half<kRows>(a, x, row, panel, 1, output);
 }

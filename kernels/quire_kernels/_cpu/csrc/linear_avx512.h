@@ -7,7 +7,7 @@
 
 namespace quire {
 
-constexpr int kMaxRows = 12;  // 12 rows x 32 columns of accumulators leave registers for two weight vectors and one pair
+constexpr int kMaxRows = 12;  // 12 rows x 32 columns of sums leave registers for two weight vectors and one pair
 using XElement = bf16;
 
 QUIRE_INLINE __m512bh load_pairs(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }

@@ -13,7 +13,7 @@
 // so packed[num_panels][K / 32][2][16][16][2]. K is rounded up to 32 with zeros, N with
 // anything: what those features would be is never stored. A panel is one stretch of
 // K * 64 bytes that is read once from its begin to its end, and
-//   * one line of a tile is a vector whose 32-bit lanes hold the pairs that vdpbf16ps multiplies with a broadcast pair of x;
+//   * one line of a tile is a vector whose 32-bit lanes hold the pairs that vdpbf16ps multiplies with one pair of x;
 //   * a tile is a B operand of tdpbf16ps;
 //   * with AVX2 the two members of a pair become float32 by one shift and one mask.
 // 32 columns rather than 64: small layers then still divide evenly among threads.

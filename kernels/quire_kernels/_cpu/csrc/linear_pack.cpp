@@ -36,8 +36,10 @@ QUIRE_INLINE void transpose_8x8(const bf16* source, int64_t stride, Word* target
         quad[i + 3] = _mm256_unpackhi_epi64(pair[i + 1], pair[i + 3]);
     }
     for (int i = 0; i < 4; ++i) {
-        _mm256_storeu_si256((__m256i*)(target + i * kTileColumns), _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x20));
-        _mm256_storeu_si256((__m256i*)(target + (i + 4) * kTileColumns), _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x31));
+        const __m256i low = _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x20);
+        const __m256i high = _mm256_permute2x128_si256(quad[i], quad[i + 4], 0x31);
+        _mm256_storeu_si256((__m256i*)(target + i * kTileColumns), low);
+        _mm256_storeu_si256((__m256i*)(target + (i + 4) * kTileColumns), high);
     }
 }
 
@@ -69,8 +71,8 @@ using namespace quire;
 
 // Packs weight[num_rows][k] (row stride `stride`) as the output features [first_row, first_row + num_rows) of `packed`.
 // Parts of one packed weight may be given one after the other.
-QUIRE_EXPORT void quire_linear_pack_bf16(const bf16* weight, int64_t stride, int64_t num_rows, int64_t k, int64_t first_row,
-                                         bf16* packed) {
+QUIRE_EXPORT void quire_linear_pack_bf16(const bf16* weight, int64_t stride, int64_t num_rows, int64_t k,
+                                         int64_t first_row, bf16* packed) {
     const int64_t end_row = first_row + num_rows;
     const int64_t first_panel = first_row / kPanel, end_panel = num_panels(end_row);
 #pragma omp parallel for schedule(static) if (num_rows * k > 65536)
@@ -85,8 +87,8 @@ QUIRE_EXPORT void quire_linear_pack_bf16(const bf16* weight, int64_t stride, int
 }
 
 // out[i][:] = row ids[i] of the weight that was packed. Returns 0, or 1 + the index of the first id outside [0, n).
-QUIRE_EXPORT int64_t quire_linear_gather_bf16(const bf16* packed, int64_t n, int64_t k, const int64_t* ids, int64_t num_ids,
-                                              bf16* out) {
+QUIRE_EXPORT int64_t quire_linear_gather_bf16(const bf16* packed, int64_t n, int64_t k, const int64_t* ids,
+                                              int64_t num_ids, bf16* out) {
     for (int64_t i = 0; i < num_ids; ++i) {
         if (ids[i] < 0 || ids[i] >= n) return 1 + i;
     }
