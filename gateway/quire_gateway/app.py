@@ -49,11 +49,10 @@ class Gateway:
     def __init__(self, backends: Backends, *, proxy: Proxy | None = None) -> None:
         self.backends = backends
         self.demands = DemandTable()
-        self._holder = Holder(backends, self.demands)
-        self._proxy = proxy or Proxy()
-        registry = CollectorRegistry()
-        self._registry = registry
-        self._metrics = GatewayMetrics(registry, backends, self.demands)
+        self.holder = Holder(backends, self.demands)
+        self.proxy = proxy or Proxy()
+        self._registry = CollectorRegistry()
+        self.metrics = GatewayMetrics(self._registry, backends, self.demands)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -67,7 +66,7 @@ class Gateway:
             if message["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                await self._proxy.aclose()
+                await self.proxy.aclose()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -109,18 +108,6 @@ class Gateway:
         demand = self.demands[key]
         body = {"demand": demand.total(now), "waiting": demand.waiting, "inFlight": demand.in_flight}
         await _respond(send, 200, msgspec.json.encode(body), b"application/json")
-
-    @property
-    def holder(self) -> Holder:
-        return self._holder
-
-    @property
-    def proxy(self) -> Proxy:
-        return self._proxy
-
-    @property
-    def metrics(self) -> GatewayMetrics:
-        return self._metrics
 
 
 class _Exchange:
