@@ -44,8 +44,8 @@ class FakeEngine:
     def __init__(self, behaviour: str) -> None:
         self.behaviour = behaviour
         launch = receive_launch()
-        context = zmq.Context()
-        self.inbox, self.outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+        self.context = zmq.Context()
+        self.inbox, self.outbox = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
         self.inbox.connect(launch.to_engine)
         self.outbox.connect(launch.from_engine)
         self.running: dict[str, tuple[EngineRequest, int]] = {}
@@ -53,6 +53,13 @@ class FakeEngine:
 
     def send(self, message: FromEngine) -> None:
         self.outbox.send(encode(message))
+
+    def say_last(self, message: FromEngine) -> None:
+        """Send, and return once it is out: a socket that is only closed leaves that to a thread, which dies too."""
+        self.send(message)
+        self.inbox.close(linger=0)
+        self.outbox.close(linger=2000)
+        self.context.term()
 
     def step(self, outputs: list[RequestOutput]) -> None:
         self.num_steps += bool(outputs)
@@ -68,8 +75,7 @@ class FakeEngine:
         self.send(EngineProgress(phase=Phase.LOADING, message="Loading the weights", percent=50.0))
         if self.behaviour == "fails-to-load":
             message = TerminationMessage(code="OutOfMemory", stage="Loading", message="too big", need_bytes=2)
-            self.send(EngineFailed(message))
-            self.outbox.close(linger=2000)
+            self.say_last(EngineFailed(message))
             return 1
         if self.behaviour == "exits-while-loading":
             return 7
@@ -118,8 +124,9 @@ class FakeEngine:
         if self.behaviour == "is-killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.behaviour == "fails":
-            self.send(EngineFailed(TerminationMessage(code="EngineFailed", stage="Serving", message="ValueError: bad")))
-            self.outbox.close(linger=2000)
+            self.say_last(
+                EngineFailed(TerminationMessage(code="EngineFailed", stage="Serving", message="ValueError: bad"))
+            )
             os._exit(1)
         if self.behaviour == "garbles":
             self.outbox.send(b"\xc1 not msgpack")
