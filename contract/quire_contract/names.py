@@ -46,13 +46,21 @@ LABEL_DEPLOYMENT: Final = f"{API_GROUP}/deployment"
 """Name of the LLMDeployment that a child belongs to."""
 LABEL_CACHE: Final = f"{API_GROUP}/cache"
 """`model_digest` of what a volume or a download Job holds."""
+LABEL_REVISION: Final = f"{API_GROUP}/revision"
+"""On a workload and its pods: digest of the pod template that the operator rendered."""
 
 # Annotations.
 ANNOTATION_APPLIED_HASH: Final = f"{API_GROUP}/applied-hash"
 """Digest of the document last applied: an object that carries the wanted digest is not sent again."""
+ANNOTATION_FACTS_PREFIX: Final = f"model.{API_GROUP}/"
+"""Followed by `model_digest`: the `ModelFacts` of a model that a volume holds, as JSON."""
+ANNOTATION_LOAD_BUDGET: Final = f"{API_GROUP}/load-budget-seconds"
+"""On a workload: how long its pods may take to start. Kept while the template is the same, so that learning rolls
+nothing out."""
+ANNOTATION_ATTEMPT: Final = f"{API_GROUP}/attempt"
+"""On a download Job: which try it is, from 1."""
 ANNOTATION_MODEL_URI: Final = f"{API_GROUP}/model-uri"
 ANNOTATION_MODEL_REVISION: Final = f"{API_GROUP}/model-revision"
-ANNOTATION_DOWNLOAD_PROGRESS: Final = f"{API_GROUP}/download-progress"
 ANNOTATION_LAST_USED: Final = f"{API_GROUP}/last-used"
 """When a cache volume lost its last user, RFC 3339."""
 ANNOTATION_POD_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
@@ -83,9 +91,9 @@ def cache_pvc_name(uri: str, revision: str | None = None) -> str:
     return f"quire-cache-{model_digest(uri, revision)}"
 
 
-def download_job_name(uri: str, revision: str | None = None) -> str:
-    """Name the Job that fills `cache_pvc_name(uri, revision)`."""
-    return f"quire-download-{model_digest(uri, revision)}"
+def download_job_name(uri: str, revision: str | None, claim: str) -> str:
+    """Name the Job that brings a model into a claim."""
+    return f"quire-download-{model_digest(f'{uri} {claim}', revision)}"
 
 
 def service_host(name: str, namespace: str) -> str:

@@ -1,0 +1,23 @@
+"""What the operator knows of the cluster around it, apart from any one LLMDeployment."""
+
+from dataclasses import dataclass
+
+from quire_operator.objects import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFacts:
+    """Found by discovery, and found again every so often."""
+
+    kinds: frozenset[Kind] = frozenset()
+    """Which of `OPTIONAL_KINDS` the cluster has."""
+    version: tuple[int, int] = (1, 34)
+    """Kubernetes' major and minor version."""
+    has_default_storage_class: bool | None = None
+    """None: not known, because the operator may not read StorageClasses."""
+    expandable_storage_classes: frozenset[str] = frozenset()
+    """Those that let a claim grow."""
+    operator_namespace: str = "quire-system"
+
+    def has(self, kind: Kind) -> bool:
+        return kind in self.kinds
