@@ -25,7 +25,7 @@ def test_the_longest_name_leaves_room_for_every_child() -> None:
 
 def test_shared_objects_are_named_by_model_and_revision() -> None:
     assert names.cache_pvc_name("hf://Qwen/Qwen3-8B", "main") == "quire-cache-228afd81"
-    assert names.download_job_name("hf://Qwen/Qwen3-8B", "main") == "quire-download-228afd81"
+    assert names.download_job_name("hf://Qwen/Qwen3-8B", "main", "claim") == "quire-download-7b1cb2c2"
     digests = {names.model_digest(uri, revision) for uri in ("hf://a", "hf://b") for revision in (None, "main", "v1")}
     assert len(digests) == 6
 
