@@ -5,27 +5,9 @@ from typing import Any
 
 import pytest
 import yaml
+from verdict_cases import BAD, GOOD, build_manifest
 
 from quire_operator.validation import DocumentError, load_documents, validate_manifest, validate_status
-
-VERDICTS = Path(__file__).parent / "verdicts"
-GOOD = yaml.safe_load((VERDICTS / "good.yaml").read_text())
-BAD = yaml.safe_load((VERDICTS / "bad.yaml").read_text())
-
-
-def build_manifest(case: dict[str, Any]) -> dict[str, Any]:
-    spec = dict(case.get("spec", {}))
-    if not case.get("bare"):
-        spec.setdefault("model", {"uri": "hf://org/model"})
-        if not {"resources", "profile", "profiles"} & set(spec):
-            spec["resources"] = {"limits": {"cpu": 1}}
-    manifest = {
-        "apiVersion": "quire.dev/v1alpha1",
-        "kind": "LLMDeployment",
-        "metadata": {"name": case.get("name", "m")},
-        "spec": spec,
-    }
-    return manifest | case.get("top", {})
 
 
 @pytest.mark.parametrize("case", GOOD, ids=lambda case: case["case"])

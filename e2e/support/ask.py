@@ -1,0 +1,31 @@
+"""Runs inside a pod: one streamed chat completion. Arguments: URL, model, question. Prints one JSON object."""
+
+import json
+import sys
+import time
+import urllib.request
+
+url, model, question = sys.argv[1:4]
+body = {
+    "model": model,
+    "messages": [{"role": "user", "content": question}],
+    "stream": True,
+    "max_tokens": 24,
+    "temperature": 0,
+}
+request = urllib.request.Request(
+    f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+)
+start = time.monotonic()
+first_s = None
+text = ""
+num_chunks = 0
+with urllib.request.urlopen(request, timeout=120) as response:
+    for line in response:
+        if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+            continue
+        delta = json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+        num_chunks += bool(delta)
+        text += delta
+        first_s = first_s if first_s is not None or not delta else time.monotonic() - start
+print(json.dumps({"text": text, "chunks": num_chunks, "first_s": first_s, "total_s": time.monotonic() - start}))
