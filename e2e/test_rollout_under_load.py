@@ -9,6 +9,10 @@ def uids(pods: list[Manifest]) -> set[str]:
     return {pod["metadata"]["uid"] for pod in pods}
 
 
+def is_seen(llm: Manifest) -> bool:
+    return bool(llm["status"]["observedGeneration"] == llm["metadata"]["generation"])
+
+
 def wait_rolled_out(kubectl: Kubectl, name: str, old: set[str]) -> None:
     wait_for(
         "new pods alone",

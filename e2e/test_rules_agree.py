@@ -1,4 +1,4 @@
-"""Every rule of the CRD, judged by a real API server: its verdicts are those of `quire_operator.validation`, case by case.
+"""Every rule of the CRD, judged by a real API server: its verdicts are those of our own validation, case by case.
 
 `tests/operator/test_validation.py` holds our own validation to the same files.
 """

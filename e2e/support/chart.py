@@ -47,7 +47,9 @@ class Chart:
 
     def wait_ready(self) -> None:
         """Wait until all operators are ready and one of them leads."""
-        self.kubectl("rollout", "status", "deployment", "--selector=app.kubernetes.io/component=operator", "--timeout=120s")
+        self.kubectl(
+            "rollout", "status", "deployment", "--selector=app.kubernetes.io/component=operator", "--timeout=120s"
+        )
         wait_for(
             "a leader that lives",
             lambda: self.leader() in {pod["metadata"]["name"] for pod in self.operator_pods()},

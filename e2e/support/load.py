@@ -34,7 +34,7 @@ def keep_asking() -> None:
             ask()
             with lock:
                 answered += 1
-        except Exception as error:  # every failure is counted, whatever it is
+        except Exception as error:  # noqa: BLE001 - every failure is counted, whatever it is
             detail = error.read()[:300] if isinstance(error, urllib.error.HTTPError) else b""
             with lock:
                 failures.append(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {error} {detail!r}")
