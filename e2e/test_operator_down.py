@@ -4,7 +4,7 @@ import pytest
 from support.chart import Chart
 from support.kubectl import Kubectl, is_true, wait_for
 from support.manifests import llm
-from support.node import ApiServer
+from support.node import ApiServer, background_load, stop_background_load
 from support.traffic import load, start_client, wait_ready
 
 
@@ -34,9 +34,8 @@ def test_no_request_fails_without_an_api_server(
     start_client(kubectl, server_image)
     kubectl.apply(llm("steady"))
     wait_ready(kubectl, "steady")
-    # kubectl exec goes through the API server, so the requests come from a Job's worth of load inside the pod.
     before = kubectl.llm("steady")["status"]
-    kubectl.apply(api_server.background_load(kubectl.namespace, "steady", server_image))
+    kubectl.apply(background_load(kubectl.namespace, "steady", server_image))
     wait_for("load", lambda: "asking" in kubectl("logs", "background", check=False), timeout_s=60)
     api_server.restart()
     wait_for("the API server answers", lambda: kubectl("get", "llm", check=False), timeout_s=60)
@@ -47,7 +46,7 @@ def test_no_request_fails_without_an_api_server(
         timeout_s=120,
         describe=kubectl.describe_all,
     )
-    answered, failed = api_server.stop_background_load(kubectl)
+    answered, failed = stop_background_load(kubectl)
     assert answered > 20
     assert failed == []
     after = kubectl.llm("steady")["status"]

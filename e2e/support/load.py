@@ -1,10 +1,11 @@
-"""Runs inside a pod: asks without a pause until standard input ends. Arguments: URL, model, number of askers.
+"""Runs inside a pod: asks without a pause until SIGUSR1 or the end of standard input. Arguments: URL, model, askers.
 
 Every request has a connection of its own and is sent once: any answer but a whole one is a failure. Prints one JSON
 object: how many were answered, and the failures.
 """
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -45,8 +46,9 @@ askers = [threading.Thread(target=keep_asking) for _ in range(num_askers)]
 for asker in askers:
     asker.start()
 print("asking", flush=True)
-sys.stdin.read()
-stop.set()
+signal.signal(signal.SIGUSR1, lambda *_: stop.set())
+threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+stop.wait()
 for asker in askers:
     asker.join()
 print(json.dumps({"answered": answered, "num_failed": len(failures), "failures": failures[:20]}))

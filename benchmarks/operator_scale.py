@@ -1,0 +1,323 @@
+"""A thousand LLMDeployments on a real API server without nodes: how fast, how large and how quiet the operator is.
+
+Measures, with `quire operator` as a process of its own and with RBAC as nobody but itself:
+
+* from the operator's start until every child exists and every status is written (its resident memory then);
+* from a change of a spec to the write that it causes: 200 changes, one at a time;
+* calls to the API server in quiet seconds, and calls that write after a restart.
+
+Calls are counted from the API server's audit log, not from what the operator says of itself. No node runs a download
+Job, so the volumes say from the start that their models are there.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import ssl
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import common
+import yaml
+
+from quire_contract import names
+from quire_contract.model_facts import ModelFacts, encode_facts
+from quire_contract.model_shape import shape_from_hf_config
+
+sys.path.insert(0, str(common.ROOT / "e2e"))
+from cluster.control_plane import ControlPlane, api_server_only
+
+NAMESPACES = 10
+MODELS_PER_NAMESPACE = 5
+OPERATOR_USER = "quire-operator"
+WRITES = {"create", "update", "patch", "delete", "deletecollection"}
+SETTLED_S = 5.0
+CHILDREN_PER_OBJECT = {
+    "/apis/apps/v1/deployments": 1,
+    "/api/v1/services": 2,
+    "/api/v1/serviceaccounts": 1,
+    "/apis/policy/v1/poddisruptionbudgets": 1,
+    "/apis/networking.k8s.io/v1/networkpolicies": 1,
+}
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+Manifest = dict[str, Any]
+
+
+class Api:
+    """The API server, as an administrator asks it."""
+
+    def __init__(self, plane: ControlPlane, session: aiohttp.ClientSession) -> None:
+        self._server, self._session = plane.server, session
+
+    async def create(self, path: str, manifest: Manifest) -> None:
+        async with self._session.post(self._server + path, json=manifest) as response:
+            assert response.status in (200, 201), await response.text()
+
+    async def patch(self, path: str, patch: Manifest) -> Manifest:
+        headers = {"Content-Type": "application/merge-patch+json"}
+        async with self._session.patch(self._server + path, json=patch, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            answer: Manifest = await response.json()
+            return answer
+
+    async def items(self, path: str) -> list[Manifest]:
+        query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"} if names.PLURAL not in path else {}
+        async with self._session.get(self._server + path, params=query) as response:
+            assert response.status == 200, await response.text()
+            answer: Manifest = await response.json()
+            return answer["items"] or []
+
+    @asynccontextmanager
+    async def watch(self, path: str) -> AsyncIterator[aiohttp.StreamReader]:
+        async with self._session.get(self._server + path, params={"watch": "true"}) as response:
+            yield response.content
+
+
+@asynccontextmanager
+async def connect(plane: ControlPlane) -> AsyncIterator[Api]:
+    context = ssl.create_default_context(cafile=str(plane.pki.ca))
+    context.load_cert_chain(str(plane.pki.certificate("admin")), str(plane.pki.key("admin")))
+    connector = aiohttp.TCPConnector(ssl=context, limit=32)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=1 << 22) as session:
+        yield Api(plane, session)
+
+
+def model_uri(index: int) -> str:
+    return f"hf://scale/model-{index % MODELS_PER_NAMESPACE}"
+
+
+def llm_path(namespace: str, name: str = "") -> str:
+    return f"/apis/{names.GROUP_VERSION}/namespaces/{namespace}/{names.PLURAL}" + (f"/{name}" if name else "")
+
+
+async def populate(api: Api, plane: ControlPlane, count: int) -> None:
+    """Install the CRD, and create volumes that hold their models and the LLMDeployments that use them."""
+    crd = common.ROOT / "crds" / "llmdeployment.yaml"
+    plane.admin("apply", "--server-side", "-f", str(crd))
+    plane.admin("wait", "--for=condition=Established", f"crd/{names.CRD_NAME}", "--timeout=30s")
+    # Calls are counted here, not rights.
+    plane.admin("create", "clusterrolebinding", "operator", "--clusterrole=cluster-admin", f"--user={OPERATOR_USER}")
+    for number in range(NAMESPACES):
+        namespace = f"scale-{number}"
+        await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+        for model in range(MODELS_PER_NAMESPACE):
+            await api.create(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", volume(model_uri(model)))
+    gate = asyncio.Semaphore(16)
+
+    async def create(index: int) -> None:
+        async with gate:
+            manifest = llm_deployment(index)
+            await api.create(llm_path(f"scale-{index % NAMESPACES}"), manifest)
+
+    await asyncio.gather(*(create(index) for index in range(count)))
+
+
+def volume(uri: str) -> Manifest:
+    digest = names.model_digest(uri)
+    shape = shape_from_hf_config(CONFIG)
+    facts = ModelFacts(path=f"model-{digest}", bytes=269_000_000, revision="0" * 40, shape=shape)
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": names.cache_pvc_name(uri),
+            "labels": {names.LABEL_CACHE: digest, names.LABEL_MANAGED_BY: names.MANAGED_BY},
+            "annotations": {f"{names.ANNOTATION_FACTS_PREFIX}{digest}": encode_facts(facts).decode()},
+        },
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Gi"}}},
+    }
+
+
+def llm_deployment(index: int) -> Manifest:
+    return {
+        "apiVersion": names.GROUP_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": f"llm-{index}"},
+        "spec": {
+            "model": {"uri": model_uri(index // NAMESPACES)},
+            "resources": {"limits": {"cpu": 2, "memory": "4Gi"}},
+            "engine": {"maxModelLen": 2048},
+        },
+    }
+
+
+@contextmanager
+def operator(plane: ControlPlane, folder: Path) -> Iterator[int]:
+    """Run `quire operator`; yield its process id."""
+    settings = folder / "operator.yaml"
+    settings.write_text(yaml.safe_dump({}))
+    log = (folder / "operator.log").open("ab")
+    environment = {**os.environ, "KUBECONFIG": str(plane.kubeconfig_for(OPERATOR_USER)), "POD_NAMESPACE": "default"}
+    from cluster.control_plane import find_free_ports
+
+    health, metrics = find_free_ports(2)
+    words = ["-m", "quire_cli", "operator", "--config", str(settings)]
+    words += ["--health-port", str(health), "--metrics-port", str(metrics)]
+    pid = os.posix_spawn(
+        sys.executable,
+        [sys.executable, *words],
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, log.fileno(), 1), (os.POSIX_SPAWN_DUP2, log.fileno(), 2)],
+    )
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        log.close()
+
+
+def resident_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def calls(plane: ControlPlane, since: int) -> tuple[Counter[str], int]:
+    """Count the operator's calls after byte `since` of the audit log, by verb; return also the log's size now."""
+    counted: Counter[str] = Counter()
+    with plane.audit_log.open("rb") as log:
+        log.seek(since)
+        text = log.read()
+    end = text.rfind(b"\n") + 1
+    for line in text[:end].splitlines():
+        entry = json.loads(line)
+        reference = entry.get("objectRef") or {}
+        if entry["user"]["username"] == OPERATOR_USER and reference.get("resource") != "leases":
+            counted[entry["verb"]] += entry["stage"] == "ResponseComplete" or entry["verb"] == "watch"
+    return counted, since + end
+
+
+async def wait_all(api: Api, count: int) -> None:
+    """Return when every child exists and every status is written."""
+    while True:
+        llms = await api.items(f"/apis/{names.GROUP_VERSION}/{names.PLURAL}")
+        if sum("conditions" in (llm.get("status") or {}) for llm in llms) >= count:
+            found = [len(await api.items(path)) >= count * each for path, each in CHILDREN_PER_OBJECT.items()]
+            if all(found):
+                return
+        await asyncio.sleep(0.25)
+
+
+async def change_latencies(api: Api, count: int, num_changes: int) -> list[float]:
+    """Seconds from the API server's answer to a change until the operator's write of its Deployment is seen."""
+    latencies = []
+    async with api.watch("/apis/apps/v1/deployments") as events:
+        seen: dict[str, int] = {}
+        arrived = asyncio.Condition()
+
+        async def read() -> None:
+            async for line in events:
+                found = json.loads(line)["object"]
+                key = f"{found['metadata'].get('namespace')}/{found['metadata'].get('name')}"
+                async with arrived:
+                    seen[key] = found["metadata"].get("generation", 0)
+                    arrived.notify_all()
+
+        reader = asyncio.create_task(read())
+        async with arrived:
+            await arrived.wait_for(lambda: len(seen) >= count)
+        for number in range(num_changes):
+            index = number * 7919 % count
+            key = f"scale-{index % NAMESPACES}/llm-{index}"
+            before = seen[key]
+            patch = {"spec": {"engine": {"maxNumSeqs": 65 + number}}}
+            await api.patch(llm_path(f"scale-{index % NAMESPACES}", f"llm-{index}"), patch)
+            started = time.perf_counter()
+            async with arrived:
+                await asyncio.wait_for(arrived.wait_for(lambda key=key, before=before: seen[key] > before), 60)
+            latencies.append(time.perf_counter() - started)
+        reader.cancel()
+    return latencies
+
+
+async def wait_quiet(plane: ControlPlane, since: int) -> int:
+    """Return the size of the audit log once the operator has made no call for a while."""
+    while True:
+        _, before = calls(plane, since)
+        await asyncio.sleep(SETTLED_S)
+        counted, since = calls(plane, before)
+        if not counted:
+            return since
+
+
+async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[common.Row], dict[str, Any]]:
+    with api_server_only(audit=True) as plane:
+        async with connect(plane) as api:
+            await populate(api, plane, count)
+            with operator(plane, plane.directory) as pid:
+                started = time.perf_counter()
+                await wait_all(api, count)
+                all_s = time.perf_counter() - started
+                memory_mb = resident_mb(pid)
+                mark = await wait_quiet(plane, 0)
+                first_calls, _ = calls(plane, 0)
+                latencies = await change_latencies(api, count, num_changes)
+                mark = await wait_quiet(plane, mark)
+                await asyncio.sleep(quiet_s)
+                quiet_calls, mark = calls(plane, mark)
+                memory_mb = max(memory_mb, resident_mb(pid))
+            restarted_at = mark
+            with operator(plane, plane.directory) as pid:
+                await asyncio.sleep(20)
+                await wait_quiet(plane, mark)
+                restart_calls, _ = calls(plane, restarted_at)
+                restart_mb = resident_mb(pid)
+    p95_s = sorted(latencies)[int(0.95 * len(latencies))]
+    rows = [
+        common.row("all children and statuses", "quire", "s", [all_s], count=count),
+        common.row("change to write", "quire", "s", latencies, count=count, p95=round(p95_s, 4)),
+        common.row("resident memory", "quire", "MB", [memory_mb], count=count),
+        common.row("resident memory after a restart", "quire", "MB", [restart_mb], count=count),
+        common.row("calls while quiet", "quire", "calls", [float(quiet_calls.total())], seconds=quiet_s),
+        common.row("writes after a restart", "quire", "calls", [float(writes(restart_calls))], count=count),
+    ]
+    return rows, {
+        "first_calls": dict(first_calls),
+        "quiet_calls": dict(quiet_calls),
+        "restart_calls": dict(restart_calls),
+    }
+
+
+def writes(counted: Counter[str]) -> int:
+    return sum(number for verb, number in counted.items() if verb in WRITES)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--changes", type=int, default=200)
+    parser.add_argument("--quiet-seconds", type=float, default=60.0)
+    common.add_output_argument(parser)
+    arguments = parser.parse_args()
+    rows, notes = asyncio.run(measure(arguments.count, arguments.changes, arguments.quiet_seconds))
+    for each in rows:
+        p95 = f", p95 {each.parameters['p95']:.3f}" if "p95" in each.parameters else ""
+        print(f"{each.what:34} {each.p50:9.3f} {each.unit}{p95}")
+    print(json.dumps(notes))
+    common.finish("operator_scale", rows, save=arguments.save, **notes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The API server of the node that the stories run on, when a story wants it gone for a while."""
+
+import json
+from pathlib import Path
+
+from cluster.node import Node
+from support.kubectl import Kubectl, Manifest, wait_for
+from support.manifests import client_pod
+
+LOAD = Path(__file__).resolve().parent / "load.py"
+
+
+class ApiServer:
+    """Stops and starts kube-apiserver; pods go on meanwhile."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def restart(self) -> None:
+        self._node.control_plane.restart_api_server()
+
+
+def background_load(namespace: str, name: str, image: str) -> Manifest:
+    """A pod that asks by itself until it is told to stop, for `kubectl exec` goes through the API server."""
+    pod = client_pod(image)
+    pod["metadata"]["name"] = "background"
+    container = pod["spec"]["containers"][0]
+    url = f"http://{name}.{namespace}.svc/v1"
+    container["command"] = ["python", "-c", LOAD.read_text(), url, name, "2"]
+    container["stdin"] = True
+    pod["spec"]["restartPolicy"] = "Never"
+    return pod
+
+
+def stop_background_load(kubectl: Kubectl) -> tuple[int, list[str]]:
+    """End the load; return how many requests were answered, and the failures."""
+    kubectl("exec", "background", "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGUSR1)")
+    wait_for("the load's count", lambda: '"answered"' in kubectl("logs", "background"), timeout_s=90)
+    counted = json.loads(kubectl("logs", "background").splitlines()[-1])
+    return counted["answered"], counted["failures"]
