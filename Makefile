@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 NATIVE := kernels/quire_kernels/_cpu/lib/.built
 SMOLLM2 := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
-EXTRAS := server,gateway,operator,dev
+EXTRAS := server,download,gateway,operator,dev
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu clean
+.PHONY: help setup demo test check format bench test-gpu bench-gpu cluster cluster-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,12 @@ test-gpu: setup ## Run the tests that need a CUDA device
 
 bench-gpu: setup ## Measure on a CUDA device
 	@$(BIN)/python benchmarks/offline.py --device cuda
+
+cluster: ## Bring up a real single-node Kubernetes on this machine, as root (minutes the first time)
+	@PYTHONPATH=e2e $(PYTHON) -m cluster up
+
+cluster-down: ## Remove that Kubernetes; what was built for it stays in ~/.cache/quire
+	@PYTHONPATH=e2e $(PYTHON) -m cluster down
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .cache kernels/quire_kernels/_cpu/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

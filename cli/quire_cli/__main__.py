@@ -19,6 +19,9 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "serve": Command("quire_cli.serve", "serve one model over HTTP (the OpenAI API)"),
     "up": Command("quire_cli.up", "run an LLMDeployment as local processes, with no cluster"),
+    "operator": Command("quire_cli.operator", "run the Kubernetes operator"),
+    "gateway": Command("quire_gateway.__main__", "route OpenAI requests to replicas"),
+    "download": Command("quire_cli.download", "bring a model into a volume, verified and complete"),
 }
 
 

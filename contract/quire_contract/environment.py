@@ -1,4 +1,4 @@
-"""Environment variables by which one process limits another."""
+"""Environment variables by which one process limits another, or gives it a secret."""
 
 from typing import Final
 
@@ -7,3 +7,9 @@ CPU_LIMIT: Final = "QUIRE_CPU_LIMIT"
 
 MEMORY_LIMIT: Final = "QUIRE_MEMORY_LIMIT"
 """Bytes that a server's weights, workspace and KV cache may take together, where no cgroup says so."""
+
+HF_TOKEN: Final = "HF_TOKEN"
+"""Token for hf://: the Hub library's own name."""
+
+HTTP_TOKEN: Final = "QUIRE_HTTP_TOKEN"
+"""Bearer token for http(s)://; a name of its own, so that a token of the Hub is sent to no other host."""

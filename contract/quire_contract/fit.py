@@ -10,6 +10,9 @@ from typing import Final
 from quire_contract.model_shape import FitError, KVLayers, ModelShape, shape_from_gguf, shape_from_hf_config
 
 __all__ = [
+    "DEFAULT_BLOCK_SIZE",
+    "DEFAULT_GPU_MEMORY_UTILIZATION",
+    "DEFAULT_MAX_NUM_BATCHED_TOKENS",
     "NUM_NULL_BLOCKS",
     "FitError",
     "FitReport",
@@ -24,6 +27,10 @@ __all__ = [
     "workspace_bytes",
 ]
 
+DEFAULT_BLOCK_SIZE: Final = 16
+DEFAULT_GPU_MEMORY_UTILIZATION: Final = 0.9
+DEFAULT_MAX_NUM_BATCHED_TOKENS: Final = 2048
+"""What the server does without the flags of these names."""
 NUM_NULL_BLOCKS: Final = 1
 """Blocks of the KV cache that no sequence gets: unused table entries point at block 0."""
 LOGITS_CHUNK_BYTES: Final = 64 << 20
@@ -56,7 +63,7 @@ class FitRequest:
 
     shape: ModelShape
     memory_bytes: int
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = DEFAULT_GPU_MEMORY_UTILIZATION
     dtype: str = "auto"
     """auto: the checkpoint's own; bfloat16 where it has none that can be computed in."""
     kv_cache_dtype: str = "auto"
@@ -65,7 +72,7 @@ class FitRequest:
     """None: the model's own limit."""
     max_num_seqs: int
     max_num_batched_tokens: int
-    block_size: int = 16
+    block_size: int = DEFAULT_BLOCK_SIZE
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     is_stored_form_kept: bool = False

@@ -63,6 +63,10 @@ ANNOTATION_MODEL_URI: Final = f"{API_GROUP}/model-uri"
 ANNOTATION_MODEL_REVISION: Final = f"{API_GROUP}/model-revision"
 ANNOTATION_LAST_USED: Final = f"{API_GROUP}/last-used"
 """When a cache volume lost its last user, RFC 3339."""
+ANNOTATION_RETAIN: Final = f"{API_GROUP}/retain"
+"""On a cache volume: `false` where it goes when its last user is gone."""
+ANNOTATION_GROWN_FOR: Final = f"{API_GROUP}/grown-for"
+"""On a cache volume: uid of the download's pod that had no space, so that it is grown once for each."""
 ANNOTATION_POD_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
 
 

@@ -4,6 +4,8 @@ from typing import Final
 
 SERVER_HTTP: Final = 8000
 SERVER_GRPC: Final = 50051
+SERVER_RENDEZVOUS: Final = 29500
+"""Where the leader of a replica that spans several pods waits for the others."""
 GATEWAY_HTTP: Final = 8080
 GATEWAY_ADMIN: Final = 8081
 OPERATOR_HEALTH: Final = 8080

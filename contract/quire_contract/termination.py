@@ -44,11 +44,16 @@ def decode_termination(text: str | bytes) -> TerminationMessage | None:
 
 
 def write_termination(message: TerminationMessage) -> None:
+    """Write a message to the termination log, if there is one."""
+    write_termination_log(encode_termination(message))
+
+
+def write_termination_log(content: bytes) -> None:
     """Write to the termination log if there is one: in a pod, or where QUIRE_TERMINATION_LOG names a file."""
     named = os.environ.get(TERMINATION_LOG_ENV)
     path = Path(named or TERMINATION_LOG)
     if named or path.exists():
         try:
-            path.write_bytes(encode_termination(message))
+            path.write_bytes(content)
         except OSError:
             return  # the process is ending; its log already carries the same message

@@ -9,6 +9,9 @@ _DURATION_UNIT_S: Final = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fract
 _QUANTITY: Final = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?")
 _BINARY: Final = {f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL: Final = {letter: 1000**power for power, letter in enumerate("kMGTPE", start=1)}
+_SIZE_SUFFIX: Final = {"": 1, **{unit.lower(): 1000**power for power, unit in enumerate("KMGT", start=1)}} | {
+    unit: 1024**power for power, unit in enumerate("KMGT", start=1)
+}
 _SMALL: Final = {"m": Fraction(1, 10**3), "u": Fraction(1, 10**6), "n": Fraction(1, 10**9)}
 
 
@@ -42,6 +45,21 @@ def parse_quantity(text: str | int | float) -> Fraction:
         return number * Fraction(10) ** int(suffix[1:])
     factor = _BINARY.get(suffix) or _DECIMAL.get(suffix) or _SMALL.get(suffix) or 1
     return number * factor
+
+
+def parse_size(text: str) -> int:
+    """Return a number of the server's command line, which may end in k, m, g, t (1000) or K, M, G, T (1024).
+
+    Raises:
+        UnitError: the text is anything else, or no whole number.
+    """
+    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT]?)", text)
+    if match is None:
+        raise UnitError(f"{text!r} is not a number such as 2048, 8k (8000) or 8K (8192)")
+    value = Fraction(match[1]) * _SIZE_SUFFIX[match[2]]
+    if value.denominator != 1:
+        raise UnitError(f"{text!r} is not a whole number")
+    return int(value)
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -85,3 +85,5 @@ class Plan:
     """The next decision needs the pods' loads (`Observed.loads`): fetch them and plan again."""
     requeue_after_s: float | None = None
     """Look again after so long, although nothing may have changed."""
+    rollout_waiting: bool = False
+    """A changed template is held back until the pods that it replaces are idle."""

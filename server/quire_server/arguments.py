@@ -7,14 +7,13 @@ FILE` holds the same flags as YAML, and the command line wins over it.
 import argparse
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
-from quire_contract import paths, ports
+from quire_contract import paths, ports, units
+from quire_contract.units import UnitError
 from quire_server.arguments_compat import canonical_name, take_compat_flags
 from quire_server.config import (
     CacheConfig,
@@ -30,9 +29,6 @@ from quire_server.model_source import ModelSource, parse_model_source
 
 API_KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 PROBE_PATHS = (paths.LIVEZ, paths.READYZ, paths.HEALTH, paths.METRICS)
-_SUFFIXES = {
-    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +47,10 @@ class ServeArguments:
 
 def parse_size(text: str) -> int:
     """Return a number that may end in k, m, g, t (powers of 1000) or K, M, G, T (powers of 1024)."""
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)([kmgtKMGT]?)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 2048, 8k (8000) or 8K (8192)")
-    value = Fraction(match[1]) * _SUFFIXES[match[2]]
-    if value.denominator != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(value)
+    try:
+        return units.parse_size(text)
+    except UnitError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_max_model_len(text: str) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quire_contract import ports
+from quire_contract.fit import DEFAULT_BLOCK_SIZE, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS
 from quire_server.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -47,8 +48,8 @@ class ModelConfig:
 class CacheConfig:
     """How much KV cache, in blocks of what size."""
 
-    block_size: int = 16
-    gpu_memory_utilization: float = 0.9
+    block_size: int = DEFAULT_BLOCK_SIZE
+    gpu_memory_utilization: float = DEFAULT_GPU_MEMORY_UTILIZATION
     """Share of the device's memory (on a CPU: of the memory this process may use) for weights and KV together."""
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
@@ -77,7 +78,7 @@ class CacheConfig:
 class SchedulerConfig:
     """How a step's work is chosen."""
 
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = DEFAULT_MAX_NUM_BATCHED_TOKENS
     max_num_seqs: int = 128
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0

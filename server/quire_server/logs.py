@@ -16,7 +16,10 @@ LogFormat = Literal["plain", "json"]
 request_id_context: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that the current task works for; every log line of the task carries it."""
 
-_QUIET_LIBRARIES = ("httpx", "httpcore", "huggingface_hub", "filelock", "asyncio", "urllib3")
+_QUIET_LIBRARIES = (
+    *("httpx", "httpcore", "httpx2", "httpcore2", "huggingface_hub", "filelock", "asyncio", "urllib3"),
+    *("aiobotocore", "botocore", "gcsfs", "google"),
+)
 
 
 class PlainFormatter(logging.Formatter):

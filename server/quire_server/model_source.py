@@ -1,13 +1,15 @@
 """From what a person calls a model to where its files are: a path, a `file://` URI, or a repository of the Hub.
 
-Owns the choice of files, the progress report, and what each failure means. `resolve_model` leaves the files in the Hub
+Owns what the server does itself: the progress report, and what each failure of the Hub means to whoever started it;
+which files make a model is `download.selection`'s. `resolve_model` leaves the files in the Hub
 library's own cache, `fetch_model` in the layout that the volumes of a cluster have; what is there already is used
 without a network. Blocking: run it in a thread.
 """
 
 import errno
+import glob
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,37 +18,23 @@ from quire_contract.model_uri import ModelUri, ModelUriError, Scheme, parse_mode
 from quire_contract.paths import COMPLETE_MARKER
 from quire_contract.phases import Phase, Readiness
 from quire_contract.units import format_bytes
-from quire_server.errors import ConfigError, StartupError
+from quire_server.download.errors import (
+    STAGE,
+    DownloadError,
+    ModelGatedError,
+    NoSpaceError,
+    SourceNotFoundError,
+    SourceUnreachableError,
+)
+from quire_server.download.selection import NOT_NEEDED, TEXT_FILES, choose_files, model_path
+from quire_server.errors import ConfigError
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_TEXT_FILES = ["*.json", "*.jinja", "merges.txt", "tokenizer.model", "additional_chat_templates/*"]
-_NOT_NEEDED = ["original/*", "consolidated*", "onnx/*", "openvino/*", "*.onnx.json", ".*"]
-STAGE = "Downloading"
 
 ReadinessReport = Callable[[Readiness], None]
-
-
-class DownloadError(StartupError):
-    termination_code = "DownloadFailed"
-
-
-class ModelGatedError(DownloadError):
-    termination_code = "ModelGated"
-
-
-class HubModelNotFoundError(DownloadError):
-    termination_code = "ModelNotFound"
-
-
-class HubUnreachableError(DownloadError):
-    termination_code = "HubUnreachable"
-
-
-class NoSpaceError(DownloadError):
-    termination_code = "NoSpace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +130,11 @@ def fetch_model(
             raise ConfigError(f"spec.model.uri: {path}: no such file or directory.", stage=STAGE)
         return path
     if uri.scheme is not Scheme.HF:
-        raise DownloadError(f"{uri}: only hf:// and file:// are fetched on this machine.", stage=STAGE)
+        raise DownloadError(f"{uri}: only hf:// and file:// are fetched on this machine.")
     directory = cache / uri.cache_key(revision)
     marker = directory / COMPLETE_MARKER
     if marker.is_file():
-        return _only_gguf_or(directory)
+        return model_path(directory)
 
     def report(readiness: Readiness) -> None:
         if readiness.percent is not None:
@@ -155,12 +143,6 @@ def fetch_model(
     path = _Download(uri.repo_id, report, revision=revision, local_dir=directory).run()
     marker.touch()
     return path
-
-
-def _only_gguf_or(directory: Path) -> Path:
-    """A directory that holds nothing but one GGUF file stands for that file."""
-    gguf_files = list(directory.glob("*.gguf"))
-    return gguf_files[0] if len(gguf_files) == 1 and not (directory / "config.json").exists() else directory
 
 
 class _Download:
@@ -182,49 +164,48 @@ class _Download:
             return self._fetch()
         except errors.GatedRepoError as error:
             hint = "Accept the licence on the model's page, and give a token that may read it ($HF_TOKEN)."
-            raise ModelGatedError(f"{self._repo_id} is gated.", stage=STAGE, hint=hint) from error
+            raise ModelGatedError(f"{self._repo_id} is gated.", hint=hint) from error
         except errors.RepositoryNotFoundError as error:
             message = f"{self._repo_id} does not exist, or is private and the token may not read it."
-            raise HubModelNotFoundError(message, stage=STAGE, hint="Check the name and $HF_TOKEN.") from error
+            raise SourceNotFoundError(message, hint="Check the name and $HF_TOKEN.") from error
         except errors.RevisionNotFoundError as error:
             revision = self._common["revision"]
-            raise HubModelNotFoundError(f"{self._repo_id} has no revision {revision!r}.", stage=STAGE) from error
+            raise SourceNotFoundError(f"{self._repo_id} has no revision {revision!r}.") from error
         except errors.LocalEntryNotFoundError as error:
             raise self._unreachable(error) from error
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 message = f"No space left for {self._repo_id} ({format_bytes(self._total_bytes)})."
-                raise NoSpaceError(message, stage=STAGE, need_bytes=self._total_bytes or None) from error
+                raise NoSpaceError(message, need_bytes=self._total_bytes or None) from error
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: Exception) -> HubUnreachableError:
+    def _unreachable(self, error: Exception) -> SourceUnreachableError:
         first_line = str(error).partition("\n")[0]
-        return HubUnreachableError(
+        return SourceUnreachableError(
             f"{self._repo_id} could not be fetched, and is not complete in the cache: {first_line}",
-            stage=STAGE,
             hint="Check the network, $HF_ENDPOINT and $HF_HUB_OFFLINE, or give a directory.",
         )
 
     def _fetch(self) -> Path:
-        patterns = [*_TEXT_FILES, "*.safetensors"]
-        files = self._list(patterns)
-        if files is not None and not any(file.filename.endswith(".safetensors") for file in files):
-            gguf = self._list(["*.gguf"]) or []
-            patterns = [_only_gguf(self._repo_id, [file.filename for file in gguf])]
-            files = [file for file in gguf if file.filename in patterns]
-        missing = [file for file in files or () if file.will_download]
-        self._total_bytes = sum(file.file_size or 0 for file in missing)
+        files = self._list()
+        patterns = [*TEXT_FILES, "*.safetensors"]  # where the Hub cannot be asked, and the cache must do
+        if files is not None:
+            names = choose_files(self._repo_id, [file.filename for file in files])
+            patterns = [glob.escape(name) for name in names]
+            missing = [file for file in files if file.filename in names and file.will_download]
+            self._total_bytes = sum(file.file_size or 0 for file in missing)
         progress = _progress_bar(self._total_bytes, self._tell)
         path = self._hub.snapshot_download(
-            **self._common, allow_patterns=patterns, ignore_patterns=_NOT_NEEDED, tqdm_class=progress
+            **self._common, allow_patterns=patterns, ignore_patterns=list(NOT_NEEDED), tqdm_class=progress
         )
-        return _only_gguf_or(Path(path))
+        return model_path(Path(path))
 
-    def _list(self, patterns: Sequence[str]) -> "list[DryRunFileInfo] | None":
-        """Return the files that match; None where the Hub cannot be asked, and the cache must do."""
+    def _list(self) -> "list[DryRunFileInfo] | None":
+        """Return the repository's files that could be part of a model; None where the Hub cannot be asked."""
+        patterns = [*TEXT_FILES, "*.safetensors", "*.gguf"]
         try:
             files: list[DryRunFileInfo] = self._hub.snapshot_download(
-                **self._common, allow_patterns=list(patterns), ignore_patterns=_NOT_NEEDED, dry_run=True
+                **self._common, allow_patterns=patterns, ignore_patterns=list(NOT_NEEDED), dry_run=True
             )
         except self._hub.errors.DryRunError as error:
             if isinstance(error.__cause__, self._hub.errors.HfHubHTTPError):
@@ -237,13 +218,6 @@ class _Download:
         percent = min(100.0, 100.0 * done_bytes / total) if total else None
         message = f"{self._repo_id}: {format_bytes(done_bytes)} of {format_bytes(total)}"
         self._report(Readiness(phase=Phase.DOWNLOADING, message=message, percent=percent))
-
-
-def _only_gguf(repo_id: str, names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    what = f"holds several GGUF models ({', '.join(names)})" if names else "holds no safetensors and no GGUF files"
-    raise DownloadError(f"{repo_id} {what}.", stage=STAGE, hint="Download the one you want and give its path.")
 
 
 def _progress_bar(total_bytes: int, tell: Callable[[int], None]) -> type:

@@ -13,18 +13,15 @@ from huggingface_hub import errors as hub_errors
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.paths import COMPLETE_MARKER
 from quire_contract.phases import Phase, Readiness
-from quire_server.errors import ConfigError
-from quire_server.model_source import (
+from quire_server.download.errors import (
     DownloadError,
-    HubModelNotFoundError,
-    HubUnreachableError,
     ModelGatedError,
-    ModelSource,
     NoSpaceError,
-    fetch_model,
-    parse_model_source,
-    resolve_model,
+    SourceNotFoundError,
+    SourceUnreachableError,
 )
+from quire_server.errors import ConfigError
+from quire_server.model_source import ModelSource, fetch_model, parse_model_source, resolve_model
 
 FILES = {"config.json": 100, "tokenizer.json": 400, "model.safetensors": 1500}
 
@@ -150,9 +147,9 @@ def test_a_repository_without_one_model(hub: FakeHub, files: dict[str, int], mat
     ("kind", "expected", "code"),
     [
         (hub_errors.GatedRepoError, ModelGatedError, "ModelGated"),
-        (hub_errors.RepositoryNotFoundError, HubModelNotFoundError, "ModelNotFound"),
-        (hub_errors.RevisionNotFoundError, HubModelNotFoundError, "ModelNotFound"),
-        (hub_errors.HfHubHTTPError, HubUnreachableError, "HubUnreachable"),
+        (hub_errors.RepositoryNotFoundError, SourceNotFoundError, "ModelNotFound"),
+        (hub_errors.RevisionNotFoundError, SourceNotFoundError, "ModelNotFound"),
+        (hub_errors.HfHubHTTPError, SourceUnreachableError, "SourceUnreachable"),
     ],
 )
 def test_each_failure_has_its_name(
@@ -173,17 +170,18 @@ def test_offline_the_cache_is_enough(hub: FakeHub) -> None:
 
 def test_offline_without_a_cache(hub: FakeHub) -> None:
     hub.error = hub_errors.LocalEntryNotFoundError("Cannot find it\nand more")
-    with pytest.raises(HubUnreachableError, match=r"Cannot find it$") as caught:
+    with pytest.raises(SourceUnreachableError, match=r"Cannot find it$") as caught:
         resolve_model(REMOTE, lambda _: None)
     assert "HF_HUB_OFFLINE" in caught.value.termination.hint
 
 
 def test_failures_are_told_apart_in_a_process_that_has_used_nothing_of_the_library_yet(tmp_path: Path) -> None:
     script = """
-from quire_server.model_source import HubUnreachableError, ModelSource, resolve_model
+from quire_server.download.errors import SourceUnreachableError
+from quire_server.model_source import ModelSource, resolve_model
 try:
     resolve_model(ModelSource(repo_id="org/name"), lambda readiness: None)
-except HubUnreachableError as error:
+except SourceUnreachableError as error:
     print("told:", error)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -221,7 +219,7 @@ def test_a_model_is_fetched_once_into_the_cache_of_a_cluster(hub: FakeHub, tmp_p
 def test_an_interrupted_fetch_is_not_complete(hub: FakeHub, tmp_path: Path) -> None:
     hub.error = http_error(hub_errors.HfHubHTTPError)
     uri = parse_model_uri("hf://org/name")
-    with pytest.raises(HubUnreachableError):
+    with pytest.raises(SourceUnreachableError):
         fetch_model(uri, revision=None, base=tmp_path, cache=tmp_path, on_progress=lambda _: None)
     assert not (tmp_path / uri.cache_key(None) / COMPLETE_MARKER).exists()
 

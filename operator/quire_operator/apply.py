@@ -1,0 +1,160 @@
+"""Carries out what a plan says, in its order: the only place from which objects in the cluster are changed.
+
+One action's failure does not keep the others from being tried, unless nobody answers at all. What the API server
+returns goes into the store, so that the next plan sees it before the watch does. Takes over no object that somebody
+else has made under a wanted name. Decides nothing else.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from quire_contract import names
+from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.kube import (
+    ForbiddenError,
+    InvalidError,
+    Kube,
+    KubeError,
+    NamespaceTerminatingError,
+    NameTakenError,
+    NotFoundError,
+    UnreachableError,
+)
+from quire_operator.objects import Manifest, Ref, annotation_of, label_of, ref_of
+from quire_operator.store import Store, owner_uids
+from quire_operator.times import format_time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The API server will not have an object as it is wanted; trying the same again helps only after a change."""
+
+    ref: Ref
+    error: KubeError
+
+    def as_verdict(self) -> Verdict:
+        """Say it as the answer to whether the spec is accepted."""
+        reasons = {InvalidError: "RefusedByServer", ForbiddenError: "Forbidden", NameTakenError: "NameTaken"}
+        message = f"{self.ref}: {self.error}"
+        if isinstance(self.error, InvalidError) and self.error.fields:
+            message = f"{self.ref}: " + "; ".join(f"{path}: {text}" for path, text in self.error.fields)
+        return Verdict(holds=False, reason=reasons[type(self.error)], message=message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What became of a plan's actions."""
+
+    done: tuple[Action, ...] = ()
+    """Those that changed something."""
+    refusals: tuple[Refusal, ...] = ()
+    failure: KubeError | None = None
+    """The first error that goes away by trying again."""
+    is_namespace_ending: bool = False
+    has_learned: bool = False
+    """The store has changed: the same plan made now could be another."""
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.refusals and self.failure is None and not self.is_namespace_ending
+
+
+async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, now: float) -> Applied:
+    """Carry out actions; never raises a KubeError, tells what failed instead."""
+    done: list[Action] = []
+    refusals: list[Refusal] = []
+    failure: KubeError | None = None
+    is_namespace_ending = has_learned = False
+    for action in actions:
+        try:
+            outcome = await _carry_out(kube, store, action, now)
+            has_learned |= outcome is not _Outcome.NOTHING
+            if outcome is _Outcome.DONE:
+                done.append(action)
+        except (InvalidError, ForbiddenError, NameTakenError) as error:
+            refusals.append(Refusal(ref=_ref_of(action), error=error))
+        except NamespaceTerminatingError:
+            is_namespace_ending = True
+        except KubeError as error:
+            failure = failure or error
+            if isinstance(error, UnreachableError):
+                break
+    return Applied(
+        done=tuple(done),
+        refusals=tuple(refusals),
+        failure=failure,
+        is_namespace_ending=is_namespace_ending,
+        has_learned=has_learned,
+    )
+
+
+def with_refusals(plan: Plan, applied: Applied) -> Plan:
+    """Return the plan with what the API server refused as its verdict on the spec."""
+    if not applied.refusals or plan.accepted.holds is False:
+        return plan
+    return dataclasses.replace(plan, accepted=applied.refusals[0].as_verdict())
+
+
+class _Outcome(Enum):
+    DONE = auto()
+    NOTHING = auto()
+    """There was nothing left to do."""
+    LEARNED = auto()
+    """The object is there, and the store did not know it: plan again."""
+
+
+async def _carry_out(kube: Kube, store: Store, action: Action, now: float) -> _Outcome:
+    match action:
+        case Apply():
+            return await _apply(kube, store, action.manifest)
+        case Delete():
+            if store.is_ending(action.ref):
+                return _Outcome.NOTHING
+            await kube.delete(action.ref, action.uid)
+            store.mark_ending(action.ref, action.uid, format_time(now))
+            return _Outcome.DONE
+        case SetReplicas():
+            return await _patch(kube, store, action.ref, {"spec": {"replicas": action.replicas}})
+        case Annotate():
+            return await _patch(kube, store, action.ref, {"metadata": {"annotations": dict(action.annotations)}})
+
+
+async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
+    ref = ref_of(manifest)
+    if store.is_ending(ref):
+        return _Outcome.NOTHING  # the event that it is gone brings the key back
+    if store.get(ref) is None:
+        live = await kube.get(ref)
+        if live is not None:
+            if not _is_ours(live, manifest):
+                kind = names.KIND
+                raise NameTakenError(
+                    f"an object of this name exists and is not Quire's; delete it or rename the {kind}"
+                )
+            if store.put(live):
+                return _Outcome.LEARNED
+    store.put(await kube.apply(manifest))
+    return _Outcome.DONE
+
+
+async def _patch(kube: Kube, store: Store, ref: Ref, patch: Manifest) -> _Outcome:
+    try:
+        store.put(await kube.merge_patch(ref, patch))
+    except NotFoundError:
+        return _Outcome.NOTHING  # gone meanwhile, which the watch will tell
+    return _Outcome.DONE
+
+
+def _is_ours(live: Manifest, wanted: Manifest) -> bool:
+    """Whether an object that the store did not know is one that we made: labels may have been edited away."""
+    return (
+        label_of(live, names.LABEL_MANAGED_BY) == names.MANAGED_BY
+        or annotation_of(live, names.ANNOTATION_APPLIED_HASH) is not None
+        or not owner_uids(wanted).isdisjoint(owner_uids(live))
+    )
+
+
+def _ref_of(action: Action) -> Ref:
+    return ref_of(action.manifest) if isinstance(action, Apply) else action.ref

@@ -1,0 +1,46 @@
+"""How to reach the API server, and as whom: $KUBECONFIG, else the pod's service account, else ~/.kube/config.
+
+Reads files only. Both kopf and our own client ask again from time to time, because a service account's token rotates.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import kopf
+
+
+class ConnectionSettingsError(Exception):
+    """Nothing usable says where the API server is."""
+
+
+def load_connection() -> kopf.ConnectionInfo:
+    """Read the credentials as they are now.
+
+    Raises:
+        ConnectionSettingsError: there are none, or they cannot be read.
+    """
+    settings = kopf.OperatorSettings()
+    is_explicit = bool(os.environ.get("KUBECONFIG"))
+    try:
+        found = None if is_explicit else kopf.login_with_service_account(settings=settings)
+        if found is not None:
+            return _by_address(found)
+        found = kopf.login_with_kubeconfig(settings=settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConnectionSettingsError(f"the kubeconfig cannot be read: {error!r}") from error
+    if found is None:
+        raise ConnectionSettingsError(
+            f"no API server: this is no pod, $KUBECONFIG is not set, and {Path.home()}/.kube/config is not there"
+        )
+    return found
+
+
+def _by_address(connection: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
+    """Go by the address that the kubelet gives: the cluster's DNS may be down, or not be this pod's."""
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        return connection
+    return dataclasses.replace(
+        connection, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    )

@@ -1,0 +1,106 @@
+"""The Job that brings a model into a volume: `quire download`, the only pod that sees a token or the network.
+
+A Job is immutable: one that should be different is deleted and made again. Its digest leaves out which attempt it is,
+so that only a change of what it does tells the two apart.
+"""
+
+from quire_contract import names, paths, ports
+from quire_contract.model_uri import parse_model_uri
+from quire_operator.objects import JOB, Manifest
+from quire_operator.resources.child import with_applied_hash
+from quire_operator.resources.pod import TMP, pull_secrets
+from quire_operator.resources.security import container_security_context, pod_security_context
+from quire_operator.resources.volume import model_annotations, shared_labels
+from quire_operator.settings import Settings
+from quire_operator.spec import LLMDeployment
+
+CONTAINER = names.COMPONENT_DOWNLOAD
+_BACKOFF_LIMIT = 6
+_GRACE_PERIOD_S = 10
+"""A download that is interrupted is taken up again; there is nothing to finish."""
+
+
+def render_download_job(deployment: LLMDeployment, settings: Settings, claim: str, attempt: int) -> Manifest:
+    """Build the Job that fills `claim`; for a pvc:// model, that checks what is in it."""
+    model = deployment.spec.model
+    labels = shared_labels(deployment, names.COMPONENT_DOWNLOAD)
+    job = with_applied_hash(
+        {
+            "apiVersion": JOB.api_version,
+            "kind": JOB.kind,
+            "metadata": {
+                "name": names.download_job_name(model.uri, model.revision, claim),
+                "namespace": deployment.namespace,
+                "labels": labels,
+                "annotations": model_annotations(deployment),
+            },
+            "spec": {
+                "backoffLimit": _BACKOFF_LIMIT,
+                "template": {
+                    "metadata": {"labels": labels, "annotations": model_annotations(deployment)},
+                    "spec": _pod_spec(deployment, settings, claim),
+                },
+            },
+        }
+    )
+    job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = str(attempt)
+    return job
+
+
+def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Manifest:
+    is_read_only = not parse_model_uri(deployment.spec.model.uri).is_downloaded
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security_context(),
+        "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
+        **pull_secrets(settings.images.pull_secrets),
+        "containers": [_container(deployment, settings, is_read_only)],
+        "volumes": [
+            {
+                "name": "model",
+                "persistentVolumeClaim": {"claimName": claim, **({"readOnly": True} if is_read_only else {})},
+            },
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _container(deployment: LLMDeployment, settings: Settings, is_read_only: bool) -> Manifest:
+    model, download = deployment.spec.model, settings.download
+    revision = ["--revision", model.revision] if model.revision is not None else []
+    where = ["--directory", paths.MODELS_MOUNT, "--progress-port", str(ports.DOWNLOAD_PROGRESS)]
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": settings.images.download or settings.images.server_cpu,
+        "imagePullPolicy": settings.images.pull_policy,
+        "args": ["download", model.uri, *revision, *where],
+        "env": _env(deployment, settings),
+        "ports": [{"name": "progress", "containerPort": ports.DOWNLOAD_PROGRESS, "protocol": "TCP"}],
+        "resources": {
+            part: {resource: str(quantity) for resource, quantity in quantities.items()}
+            for part, quantities in (("limits", download.resources.limits), ("requests", download.resources.requests))
+            if quantities
+        },
+        "securityContext": container_security_context(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "model", "mountPath": paths.MODELS_MOUNT, **({"readOnly": True} if is_read_only else {})},
+            {"name": "tmp", "mountPath": TMP},
+        ],
+    }
+    if download.env_from_secret:
+        container["envFrom"] = [{"secretRef": {"name": download.env_from_secret, "optional": True}}]
+    return container
+
+
+def _env(deployment: LLMDeployment, settings: Settings) -> list[Manifest]:
+    env: list[Manifest] = [{"name": "HOME", "value": TMP}]
+    if settings.download.hub_endpoint:
+        env.append({"name": "HF_ENDPOINT", "value": settings.download.hub_endpoint})
+    token = deployment.spec.model.token_secret_ref
+    if token is not None:
+        secret = {"name": token.name, "key": token.key}
+        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+    return env

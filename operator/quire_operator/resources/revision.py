@@ -1,0 +1,69 @@
+"""The revision of a workload: a digest of what its pods are made from.
+
+Two workloads with one revision have pods that serve alike, so nothing needs to roll out between them.
+"""
+
+from typing import Final
+
+from quire_contract import names
+from quire_operator.objects import Manifest
+from quire_operator.resources.child import digest
+from quire_operator.resources.pod import CONTAINER
+
+_TEMPLATES: Final = (
+    ("spec", "template"),
+    ("spec", "leaderWorkerTemplate", "leaderTemplate"),
+    (
+        "spec",
+        "leaderWorkerTemplate",
+        "workerTemplate",
+    ),
+)
+
+
+def template_revision(workload: Manifest) -> str:
+    """Return the digest of a rendered workload's pod templates, less their startup budget and the revision itself.
+
+    A live object's digest differs, because the API server adds defaults; its revision is its label LABEL_REVISION.
+    """
+    return digest([_without_budget(template) for template in _templates(workload)])
+
+
+def with_revision(workload: Manifest) -> Manifest:
+    """Return the workload with LABEL_REVISION on itself and on its pods, and never in its selector."""
+    label = {names.LABEL_REVISION: template_revision(workload)}
+    for path in _TEMPLATES:
+        if _get(workload, path) is not None:
+            workload = _set_labels(workload, path, label)
+    return _set_labels(workload, (), label)
+
+
+def _templates(workload: Manifest) -> list[Manifest]:
+    return [template for path in _TEMPLATES if (template := _get(workload, path)) is not None]
+
+
+def _without_budget(template: Manifest) -> Manifest:
+    metadata, spec = template["metadata"], template["spec"]
+    labels = {name: value for name, value in metadata["labels"].items() if name != names.LABEL_REVISION}
+    containers = [
+        {**container, "startupProbe": {**container["startupProbe"], "failureThreshold": None}}
+        if container["name"] == CONTAINER and "startupProbe" in container
+        else container
+        for container in spec["containers"]
+    ]
+    return {"metadata": {**metadata, "labels": labels}, "spec": {**spec, "containers": containers}}
+
+
+def _get(document: Manifest, path: tuple[str, ...]) -> Manifest | None:
+    for key in path:
+        if key not in document:
+            return None
+        document = document[key]
+    return document
+
+
+def _set_labels(document: Manifest, path: tuple[str, ...], labels: dict[str, str]) -> Manifest:
+    if path:
+        return {**document, path[0]: _set_labels(document[path[0]], path[1:], labels)}
+    metadata = document["metadata"]
+    return {**document, "metadata": {**metadata, "labels": {**metadata["labels"], **labels}}}

@@ -1,0 +1,164 @@
+"""Events on an LLMDeployment: one for each transition that somebody may ask about later, and none without one.
+
+Pure: the old and the new status and the actions that were carried out decide. The same transition gives the same
+manifest under the same name, so an Event that is sent twice is there once. At most `MAX_EVENTS` at a time, the most
+telling first.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from quire_contract import names
+from quire_operator.actions import Action, Apply, Delete
+from quire_operator.conditions import (
+    ACCEPTED,
+    FITS,
+    LOADED,
+    MODEL_CACHED,
+    NOT_ACCEPTED,
+    PENDING,
+    PROGRESSING,
+    READY,
+    RESTARTED,
+    ROLLOUT_COMPLETE,
+    SCALED_TO_ZERO,
+    SUSPENDED,
+    find_condition,
+)
+from quire_operator.objects import Manifest, ref_of
+from quire_operator.reasons import as_line
+from quire_operator.situation import LOADING, PROGRESS_REASONS
+from quire_operator.times import format_time
+
+MAX_EVENTS: Final = 6
+MAX_MESSAGE_LENGTH: Final = 1024
+"""What the API server allows."""
+
+HEALED: Final = "Healed"
+CREATED: Final = "Created"
+UPDATED: Final = "Updated"
+DELETED: Final = "Deleted"
+
+_UNREMARKABLE: Final = PROGRESS_REASONS | frozenset(
+    {
+        LOADING,
+        PENDING,
+        PROGRESSING,
+        NOT_ACCEPTED,
+        SUSPENDED,
+        SCALED_TO_ZERO,
+        "NoPods",
+        "WaitingForIdle",
+        "WaitingForModel",
+        "ServiceMissing",
+    }
+)
+"""Reasons of a condition that is False because things take their time, or as somebody asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Said:
+    is_warning: bool
+    reason: str
+    message: str
+
+
+def build_events(
+    manifest: Manifest,
+    old_status: Mapping[str, Any],
+    new_status: Mapping[str, Any],
+    applied: Sequence[Action],
+    now: float,
+) -> tuple[Manifest, ...]:
+    """Return the Events to create. The order is: what is wrong, what was mended, what went well."""
+    said = [*_from_conditions(old_status, new_status), *_from_actions(applied)]
+    said.sort(key=lambda one: (not one.is_warning, one.reason != HEALED))
+    unique = {(one.reason, one.message): one for one in reversed(said)}
+    kept = [one for one in dict.fromkeys(said) if unique[one.reason, one.message] is one][:MAX_EVENTS]
+    return tuple(_build_event(manifest, one, now) for one in kept)
+
+
+def _from_conditions(old_status: Mapping[str, Any], new_status: Mapping[str, Any]) -> Iterator[_Said]:
+    for type_ in (ACCEPTED, MODEL_CACHED, FITS, LOADED, ROLLOUT_COMPLETE, READY):
+        old, new = find_condition(old_status, type_), find_condition(new_status, type_)
+        if not new or (old.get("status"), old.get("reason")) == (new["status"], new["reason"]):
+            if type_ == LOADED and new.get("reason") == RESTARTED and old.get("message") != new["message"]:
+                yield _Said(is_warning=True, reason=RESTARTED, message=new["message"])
+            continue
+        if new["status"] == "True":
+            yield from _well(type_, old, new)
+        elif new["status"] == "False" and new["reason"] not in _UNREMARKABLE:
+            yield _Said(is_warning=True, reason=new["reason"], message=new["message"])
+        elif type_ == READY and old.get("status") == "True":
+            yield _Said(is_warning=False, reason=new["reason"], message=new["message"])
+
+
+def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Said]:
+    was_true = old.get("status") == "True"
+    if type_ == LOADED:
+        was_told = old.get("status") == "False" and old.get("reason") not in _UNREMARKABLE
+        if new["reason"] == RESTARTED and not was_told:
+            yield _Said(is_warning=True, reason=RESTARTED, message=new["message"])
+    elif type_ == READY and (not was_true or SCALED_TO_ZERO in (old.get("reason"), new["reason"])):
+        reason = SCALED_TO_ZERO if new["reason"] == SCALED_TO_ZERO else READY
+        yield _Said(is_warning=False, reason=reason, message=new["message"])
+    elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true:
+        yield _Said(is_warning=False, reason=type_, message=new["message"])
+    elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":
+        yield _Said(is_warning=False, reason=type_, message=new["message"] or "As it should be again")
+
+
+def _from_actions(applied: Iterable[Action]) -> Iterator[_Said]:
+    """Say what was done to children: each healing by itself, the rest together."""
+    created, updated, deleted = [], [], []
+    for action in applied:
+        if isinstance(action, Delete):
+            deleted.append(f"{action.ref.kind.kind} {action.ref.name} ({action.reason})")
+        elif isinstance(action, Apply):
+            ref = ref_of(action.manifest)
+            child = f"{ref.kind.kind} {ref.name}"
+            what = action.reason.partition(":")[2].strip()
+            if action.is_drift:
+                yield _Said(is_warning=False, reason=HEALED, message=f"{child}: {what or action.reason}")
+            elif action.reason.startswith(CREATED):
+                created.append(child)
+            else:
+                updated.append(f"{child} ({what or action.reason})")
+    for reason, children in ((CREATED, created), (UPDATED, updated), (DELETED, deleted)):
+        if children:
+            yield _Said(is_warning=False, reason=reason, message=f"{reason} {', '.join(children)}")
+
+
+def _build_event(manifest: Manifest, said: _Said, now: float) -> Manifest:
+    metadata = manifest["metadata"]
+    name, namespace = metadata["name"], metadata.get("namespace", "default")
+    message, time = as_line(said.message, MAX_MESSAGE_LENGTH), format_time(now)
+    version = metadata.get("resourceVersion", "")
+    identity = "\0".join((metadata.get("uid", ""), version, said.reason, message))
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{name}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+            "namespace": namespace,
+        },
+        "involvedObject": {
+            "apiVersion": names.GROUP_VERSION,
+            "kind": names.KIND,
+            "name": name,
+            "namespace": namespace,
+            "uid": metadata.get("uid", ""),
+            "resourceVersion": version,
+        },
+        "type": "Warning" if said.is_warning else "Normal",
+        "reason": said.reason,
+        "message": message,
+        "source": {"component": names.FIELD_MANAGER},
+        "reportingComponent": names.FIELD_MANAGER,
+        "reportingInstance": "",
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+    }

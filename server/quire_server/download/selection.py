@@ -1,0 +1,78 @@
+"""Which of a source's files make a model, and what to serve of a directory. Pure but for the names in a directory.
+
+A model is a config.json with safetensors, or one GGUF file, whole or in numbered parts. Pickled weights, other
+frameworks' weights and pictures are left where they are.
+"""
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from quire_server.download.errors import ModelInvalidError
+
+TEXT_FILES = ("*.json", "*.jinja", "merges.txt", "tokenizer.model", "additional_chat_templates/*")
+NOT_NEEDED = ("original/*", "consolidated*", "onnx/*", "openvino/*", "*.onnx.json", ".*")
+_PROJECTOR = "mmproj"
+"""What llama.cpp's vision projectors are called: no model of their own."""
+_PART = re.compile(r"(?P<model>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
+
+
+def choose_files(model: str, names: Iterable[str]) -> list[str]:
+    """Return the names of the files to fetch. `model` is what a person calls the source, for messages.
+
+    Raises:
+        ModelInvalidError: the files are no model, or several.
+    """
+    needed = [name for name in names if not _matches(name, NOT_NEEDED)]
+    safetensors = [name for name in needed if name.endswith(".safetensors")]
+    if safetensors:
+        if "config.json" not in needed:
+            raise ModelInvalidError(f"{model} holds safetensors, but no config.json that says what they are.")
+        return [name for name in needed if name in safetensors or _matches(name, TEXT_FILES)]
+    models = _gguf_models(needed)
+    if len(models) == 1:
+        return models[0]
+    if not models:
+        raise ModelInvalidError(
+            f"{model} holds no safetensors and no GGUF files.", hint="Name a source that holds one or the other."
+        )
+    listed = ", ".join(parts[0] for parts in models)
+    raise ModelInvalidError(
+        f"{model} holds several GGUF models ({listed}).", hint="Download the one you want and give its path."
+    )
+
+
+def model_path(directory: Path) -> Path:
+    """Return what to serve of a directory: itself, or the only GGUF file in it (the first of its parts).
+
+    A directory of anything else stands for itself, and whoever opens it says what is wrong with it.
+    """
+    if (directory / "config.json").exists():
+        return directory
+    names = (file.relative_to(directory) for file in directory.rglob("*.gguf"))
+    models = _gguf_models([str(name) for name in names if not name.parts[0].startswith(".")])
+    return directory / models[0][0] if len(models) == 1 else directory
+
+
+def gguf_parts(file: Path) -> list[Path]:
+    """Return all parts of the model that a GGUF file is the first part of, as far as they are there."""
+    match = _PART.fullmatch(file.name)
+    if match is None:
+        return [file]
+    return sorted(file.parent.glob(f"{glob.escape(match['model'])}-?????-of-{match['count']}.gguf"))
+
+
+def _gguf_models(names: Sequence[str]) -> list[list[str]]:
+    """Return the GGUF models, each with its parts in order."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if name.endswith(".gguf") and not name.rpartition("/")[2].startswith(_PROJECTOR):
+            match = _PART.fullmatch(name)
+            models.setdefault(f"{match['model']}-of-{match['count']}" if match else name, []).append(name)
+    return list(models.values())
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -1,0 +1,413 @@
+"""One reconcile after the other, with the real decisions: where does it end, and what does it cost to stay there?"""
+
+import asyncio
+import copy
+import random
+from typing import Any
+
+import pytest
+from fake_kube import make_llm
+from operator_world import DECISIONS, WatchEvent, World, names_of
+
+from quire_contract import names
+from quire_operator.kube import ForbiddenError, InvalidError, KubeError, UnavailableError
+from quire_operator.objects import (
+    DEPLOYMENT,
+    EVENT,
+    JOB,
+    LLM_DEPLOYMENT,
+    OWNED_KINDS,
+    PERSISTENT_VOLUME_CLAIM,
+    POD,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    Key,
+    Manifest,
+    Ref,
+)
+from quire_operator.reconcile import Reconciler
+
+KEY = Key(namespace="default", name="smollm2")
+DEPLOYMENT_REF = Ref(kind=DEPLOYMENT, namespace="default", name="smollm2")
+LLM_REF = Ref(kind=LLM_DEPLOYMENT, namespace="default", name="smollm2")
+
+
+async def settled_world(**spec: Any) -> World:
+    world = World()
+    world.kube.put(make_llm(**spec))
+    await world.settle()
+    assert world.condition("Ready")["status"] == "True"
+    world.kube.calls.clear()
+    return world
+
+
+def outcome(world: World) -> dict[str, Any]:
+    """Everything that must be the same however it came about: no uids, versions, times or Events."""
+    found = {}
+    for ref, manifest in sorted(world.kube.objects.items()):
+        if ref.kind in (EVENT, POD):
+            continue
+        kept = copy.deepcopy(manifest)
+        for name in ("uid", "resourceVersion", "generation", "creationTimestamp"):
+            kept["metadata"].pop(name, None)
+        for owner in kept["metadata"].get("ownerReferences", ()):
+            owner.pop("uid")
+        if ref.kind == LLM_DEPLOYMENT:
+            status = kept["status"]
+            conditions = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status["conditions"]}
+            kept["status"] = {"phase": status["phase"], "replicas": status["replicas"], "conditions": conditions}
+        found[str(ref)] = kept
+    return found
+
+
+def test_a_manifest_becomes_a_model_that_serves() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        status = world.llm()["status"]
+        assert (status["phase"], status["readyReplicas"], status["observedGeneration"]) == ("Ready", 1, 2)
+        assert world.llm()["spec"]["replicas"] == 1
+        assert not world.kube.of_kind(JOB), "a finished download is cleared away"
+        assert world.errors == []
+
+    asyncio.run(main())
+
+
+def test_to_stay_costs_nothing_and_neither_does_a_restart() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        world.pending.add(KEY)
+        await world.settle()
+        assert world.kube.calls == []
+        world.restart_operator()
+        assert world.pending == {KEY}
+        await world.settle()
+        assert world.kube.calls == []
+
+    asyncio.run(main())
+
+
+def test_a_restart_before_the_listing_is_complete_writes_nothing() -> None:
+    """Objects that the store does not know yet are asked for, not made again."""
+
+    async def main() -> None:
+        world = await settled_world()
+        world.restart_operator()
+        world.store.remove(world.kube.objects[DEPLOYMENT_REF])
+        empty = World()
+        empty.kube, empty.now = world.kube, world.now
+        empty.reconciler = Reconciler(
+            kube=world.kube,
+            store=empty.store,
+            cluster=empty.reconciler.cluster,
+            settings=empty.reconciler.settings,
+            prober=empty.prober,
+            clock=lambda: empty.now,
+            decisions=DECISIONS,
+        )
+        empty.store.put(world.llm())
+        claim = world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)[0]
+        empty.store.put(claim)
+        await empty.reconciler.reconcile(KEY)
+        assert [call for call in world.kube.writes if call[0] != "apply_status" and not call[1].startswith("Event")] == []
+
+    asyncio.run(main())
+
+
+def test_the_second_of_a_model_downloads_nothing() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        world.kube.put(make_llm("another"))
+        await world.settle()
+        assert world.condition("Ready", "another")["status"] == "True"
+        assert not [call for call in world.kube.writes if call[1].startswith(("Job", "PersistentVolumeClaim"))]
+
+    asyncio.run(main())
+
+
+def test_two_that_wait_for_one_download_both_go_on_when_it_is_done() -> None:
+    async def main() -> None:
+        world = World()
+        world.kube.put(make_llm("one"))
+        world.kube.put(make_llm("two"))
+        await world.settle()
+        assert {world.condition("Ready", name)["status"] for name in ("one", "two")} == {"True"}
+        jobs = [call for call in world.kube.writes if call[0] == "apply" and call[1].startswith("Job")]
+        assert len(jobs) == 1
+
+    asyncio.run(main())
+
+
+def test_whoever_edits_or_deletes_a_child_is_healed() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        before = outcome(world)
+        children = [ref for ref in sorted(world.kube.objects) if ref.kind in OWNED_KINDS]
+        assert len(children) >= 6
+        for ref in children:
+            spec_edit = {"spec": {"replicas": 7}} if ref == DEPLOYMENT_REF else {}
+            edit = {"metadata": {"labels": {names.LABEL_MANAGED_BY: "me"}, "ownerReferences": None}, **spec_edit}
+            world.kube.edit(ref, edit)
+            world.deliver()
+            world.store.remove(world.kube.objects[ref])  # a watch by label says that it is gone
+            world.restart_operator()
+            await world.settle()
+            assert outcome(world) == before, ref
+            world.kube.remove(ref)
+            await world.settle()
+            assert outcome(world) == before, ref
+        assert world.errors == []
+        assert [e for e in world.kube.of_kind(EVENT) if e["reason"] == "Healed"]
+
+    asyncio.run(main())
+
+
+def count_calls() -> int:
+    async def main() -> int:
+        world = World()
+        world.kube.put(make_llm())
+        await world.settle()
+        return len(world.kube.calls)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_any_call_may_fail_and_it_ends_in_the_same_place(after: bool) -> None:
+    """`after`: the write was done and its answer was lost."""
+
+    async def main(num_call: int) -> dict[str, Any]:
+        world = World()
+        world.kube.put(make_llm())
+        world.kube.fail_at(num_call, after=after)
+        await world.settle()
+        has_failed = world.kube.calls[num_call][1].startswith("Event") or len(world.errors) == 1
+        assert has_failed == (num_call >= 0), world.kube.calls[num_call]
+        return outcome(world)
+
+    expected = asyncio.run(settled_outcome())
+    for num_call in range(count_calls()):
+        assert asyncio.run(main(num_call)) == expected, num_call
+
+
+async def settled_outcome() -> dict[str, Any]:
+    return outcome(await settled_world())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_events_that_come_late_and_out_of_order_cause_no_write(seed: int) -> None:
+    """Each object's events may be overtaken by others', and by the operator's own knowledge of its writes."""
+
+    def order(news: list[WatchEvent]) -> list[WatchEvent]:
+        shuffled = list(news)
+        random.Random(seed).shuffle(shuffled)
+        return shuffled
+
+    async def main() -> None:
+        world = await settled_world()
+        before = outcome(world)
+        world._num_seen = 0  # all of history again
+        world.deliver(order)
+        await world.run_pending()
+        world.deliver()
+        await world.settle()
+        assert world.kube.writes == []
+        assert outcome(world) == before
+
+    asyncio.run(main())
+
+
+def test_a_watch_that_lags_behind_makes_no_second_write() -> None:
+    async def main() -> None:
+        world = World()
+        world.kube.put(make_llm())
+        world.deliver()
+        for _ in range(5):  # nothing of what is written comes back
+            world.pending.add(KEY)
+            await world.run_pending()
+        applied = [call for call in world.kube.calls if call[0] in ("apply", "patch", "delete")]
+        assert len(applied) == len(set(applied))
+        assert len([call for call in world.kube.calls if call[0] == "apply_status"]) == 1
+
+    asyncio.run(main())
+
+
+def test_a_gone_deployment_takes_its_volume_only_if_it_said_so() -> None:
+    async def main(retain: bool) -> list[Manifest]:
+        world = await settled_world(cache={"retain": retain})
+        world.kube.remove(LLM_REF)
+        await world.settle()
+        assert {ref.kind for ref in world.kube.objects} <= {PERSISTENT_VOLUME_CLAIM, EVENT, POD}
+        return world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)
+
+    assert len(asyncio.run(main(retain=True))) == 1
+    assert asyncio.run(main(retain=False)) == []
+
+
+def test_a_volume_is_not_collected_while_the_api_server_knows_a_user() -> None:
+    """The store has heard of the volume and not yet of its user, as at a start."""
+
+    async def main() -> None:
+        world = await settled_world(cache={"retain": False})
+        claim = world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)[0]
+        world.pending.clear()
+        world.restart_operator()
+        world.store.remove(world.llm())
+        assert world.store.claims_without_users("default") == (claim,)
+        await world.run_pending()
+        assert world.kube.writes == []
+        assert ("list", "LLMDeployment default/*") in world.kube.calls
+
+    asyncio.run(main())
+
+
+def test_a_volume_left_over_from_while_the_operator_was_down_is_collected() -> None:
+    async def main() -> None:
+        world = await settled_world(cache={"retain": False})
+        world.kube.remove(LLM_REF)
+        world.restart_operator()
+        await world.settle()
+        assert world.kube.of_kind(PERSISTENT_VOLUME_CLAIM) == []
+
+    asyncio.run(main())
+
+
+def test_nothing_is_made_in_a_namespace_that_ends_and_nothing_loops() -> None:
+    async def main() -> None:
+        world = World()
+        world.kube.put(make_llm())
+        world.kube.terminating.add("default")
+        await world.settle()
+        assert world.errors == []
+        assert {ref.kind for ref in world.kube.objects} == {LLM_DEPLOYMENT}
+
+    asyncio.run(main())
+
+
+def test_a_deployment_that_is_ending_is_left_alone() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        world.kube.edit(LLM_REF, {"metadata": {"finalizers": ["somebody/else"], "deletionTimestamp": "2026-01-31T12:00:00Z"}})
+        world.kube.remove(DEPLOYMENT_REF)
+        await world.settle()
+        assert world.kube.writes == []
+
+    asyncio.run(main())
+
+
+def test_a_refused_child_is_a_condition_and_the_others_are_applied() -> None:
+    async def main() -> None:
+        world = World()
+        error = InvalidError("no", (("spec.ports[0].port", "Invalid value: 80: is not to my taste"),))
+        world.kube.refuse = lambda verb, ref: error if verb == "apply" and ref.kind == SERVICE else None
+        world.kube.put(make_llm())
+        for _ in range(6):
+            world.deliver()
+            await world.run_pending()
+        accepted = world.condition("Accepted")
+        assert (accepted["status"], accepted["reason"]) == ("False", "RefusedByServer")
+        assert "spec.ports[0].port: Invalid value" in accepted["message"]
+        assert names_of(world.kube.of_kind(SERVICE_ACCOUNT)) == ["smollm2"]
+        assert len([call for call in world.kube.calls if call[0] == "apply_status"]) == 1
+        world.kube.refuse = lambda verb, ref: None
+        await world.settle()
+        assert world.condition("Accepted")["status"] == "True"
+        assert world.condition("Ready")["status"] == "True"
+
+    asyncio.run(main())
+
+
+def test_a_missing_right_is_told_and_tried_again() -> None:
+    async def main() -> None:
+        world = World()
+        error = ForbiddenError("may not")
+        world.kube.refuse = lambda verb, ref: error if verb == "apply" and ref.kind == SERVICE_ACCOUNT else None
+        world.kube.put(make_llm())
+        world.deliver()
+        await world.run_pending()
+        assert world.pending == {KEY}
+        assert world.condition("Accepted")["reason"] == "Forbidden"
+
+    asyncio.run(main())
+
+
+def test_what_somebody_else_made_under_our_name_is_not_taken_over() -> None:
+    async def main() -> None:
+        world = World()
+        theirs = {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": {"name": "smollm2", "namespace": "default", "labels": {"app": "theirs"}},
+        }
+        world.kube.put(theirs)
+        world.kube.put(make_llm())
+        for _ in range(3):
+            await world.run_pending()
+            world.kube.events.clear()
+            world.store.put(world.llm())
+        account = world.kube.of_kind(SERVICE_ACCOUNT)[0]
+        assert account["metadata"]["labels"] == {"app": "theirs"}
+        assert "ownerReferences" not in account["metadata"]
+        assert world.condition("Accepted")["reason"] == "NameTaken"
+
+    asyncio.run(main())
+
+
+def test_an_api_server_that_is_gone_for_a_while_is_waited_for() -> None:
+    async def main() -> None:
+        world = World()
+        world.kube.put(make_llm())
+        gone: KubeError = UnavailableError("restarting", 3)
+        world.kube.refuse = lambda verb, ref: gone
+        world.deliver()
+        for _ in range(3):
+            await world.run_pending()
+        assert world.errors == [gone] * 3
+        world.kube.refuse = lambda verb, ref: None
+        await world.settle()
+        assert world.condition("Ready")["status"] == "True"
+
+    asyncio.run(main())
+
+
+def test_a_change_while_the_status_is_written_is_not_missed() -> None:
+    """The answer to our write already holds it, so that its event is no news."""
+
+    async def main() -> None:
+        world = await settled_world()
+        world.kube.remove(Ref(kind=POD, namespace="default", name=names_of(world.kube.of_kind(POD))[0]))
+        world.deliver()
+
+        def change(verb: str, ref: Ref) -> KubeError | None:
+            if verb == "apply_status" and world.llm()["spec"]["replicas"] == 1:
+                world.kube.edit(LLM_REF, {"spec": {"replicas": 2}})
+            return None
+
+        world.kube.refuse = change
+        await world.settle()
+        assert world.llm()["spec"]["replicas"] == 2
+        assert world.llm()["status"]["readyReplicas"] == 2
+
+    asyncio.run(main())
+
+
+def test_fewer_replicas_take_the_idlest_pod() -> None:
+    async def main() -> None:
+        world = await settled_world(replicas=3, scaling={"max": 4})
+        pods = names_of(world.kube.of_kind(POD))
+        serving = [name for name in pods if not name.startswith("quire-download")]
+        world.prober.loads = {serving[0]: 5, serving[1]: 0, serving[2]: 2}
+        world.kube.edit(LLM_REF, {"spec": {"replicas": 2}})
+        world.deliver()
+        await world.run_pending()
+        verbs = [call for call in world.kube.calls if call[1].startswith(("Pod", "Deployment"))]
+        assert verbs[-1] == ("apply", "Deployment default/smollm2")
+        assert [call[0] for call in verbs[:-1]] == ["patch"] * len(verbs[:-1]) != []
+        costs = {
+            pod["metadata"]["name"]: int(pod["metadata"]["annotations"][names.ANNOTATION_POD_DELETION_COST])
+            for pod in world.kube.of_kind(POD)
+            if names.ANNOTATION_POD_DELETION_COST in (pod["metadata"].get("annotations") or {})
+        }
+        assert costs.get(serving[1], 0) == min(costs.values())
+        assert costs[serving[0]] > costs[serving[2]]
+
+    asyncio.run(main())

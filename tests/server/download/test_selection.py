@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from quire_server.download.errors import ModelInvalidError
+from quire_server.download.selection import choose_files, gguf_parts, model_path
+
+PARTS = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["config.json", "m.safetensors", "m.bin", "a.png", "README.md"], ["config.json", "m.safetensors"]),
+        (["config.json", "m.safetensors", "m.gguf"], ["config.json", "m.safetensors"]),
+        (["config.json", "m.safetensors", "original/m.safetensors", "onnx/a.json"], ["config.json", "m.safetensors"]),
+        (["m.gguf", "README.md", "config.json"], ["m.gguf"]),
+        (["m.gguf", "mmproj-m.gguf"], ["m.gguf"]),
+        ([PARTS[2], PARTS[0], "README.md", PARTS[1]], PARTS),
+        ([f"Q4/{name}" for name in PARTS], [f"Q4/{name}" for name in PARTS]),
+    ],
+)
+def test_what_makes_a_model(names: list[str], chosen: list[str]) -> None:
+    assert choose_files("m", names) == chosen
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ([], "no safetensors and no GGUF"),
+        (["mmproj-m.gguf"], "no safetensors and no GGUF"),
+        (["m.safetensors"], "no config.json"),
+        ([*PARTS, "other.gguf"], f"several GGUF models .{PARTS[0]}, other.gguf"),
+        (["m-00001-of-00002.gguf", "m-00001-of-00003.gguf"], "several"),
+    ],
+)
+def test_what_makes_none(names: list[str], says: str) -> None:
+    with pytest.raises(ModelInvalidError, match=says):
+        choose_files("m", names)
+
+
+def test_what_is_served_of_a_directory(tmp_path: Path) -> None:
+    assert model_path(tmp_path) == tmp_path
+    (tmp_path / "Q4").mkdir()
+    for name in PARTS:
+        (tmp_path / "Q4" / name).touch()
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "other.gguf").touch()
+    assert model_path(tmp_path) == tmp_path / "Q4" / PARTS[0]
+    assert gguf_parts(tmp_path / "Q4" / PARTS[0]) == [tmp_path / "Q4" / name for name in PARTS]
+    (tmp_path / "config.json").touch()
+    assert model_path(tmp_path) == tmp_path
