@@ -71,19 +71,23 @@ COPY pyproject.toml ./
 
 # One environment for each image. A change of the sources leaves these as they are.
 FROM pyproject AS operator-environment
+ARG PIP_INDEX_URL
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
     python3 deploy/image/venv.py install --pip /opt/build/bin/pip --wheels /wheels operator
 
 FROM pyproject AS gateway-environment
+ARG PIP_INDEX_URL
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
     python3 deploy/image/venv.py install --pip /opt/build/bin/pip --wheels /wheels gateway
 
 FROM pyproject AS server-cpu-environment
+ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
     python3 deploy/image/venv.py install --pip /opt/build/bin/pip --wheels /wheels --index "$TORCH_INDEX_URL" server download
 
 FROM pyproject AS server-cuda-environment
+ARG PIP_INDEX_URL
 ARG TORCH_INDEX_URL=
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
     python3 deploy/image/venv.py install --pip /opt/build/bin/pip --wheels /wheels --index "$TORCH_INDEX_URL" server download cuda
@@ -91,7 +95,7 @@ RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
 # --- Images ---------------------------------------------------------------------------------------------------------
 
 FROM base AS image
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \

@@ -9,8 +9,11 @@ STAMP := $(VENV)/.ready
 NATIVE := kernels/quire_kernels/_cpu/lib/.built
 SMOLLM2 := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 EXTRAS := server,download,gateway,operator,dev
+CONTAINER_TOOL ?= docker
+IMAGES ?= operator gateway server-cpu
+IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu cluster cluster-down clean
+.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-down clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +61,12 @@ test-gpu: setup ## Run the tests that need a CUDA device
 
 bench-gpu: setup ## Measure on a CUDA device
 	@$(BIN)/python benchmarks/offline.py --device cuda
+
+images: ## Build the images (CONTAINER_TOOL=podman, IMAGES="operator gateway", IMAGE_TAG=…)
+	@for target in $(IMAGES); do $(CONTAINER_TOOL) build --target $$target --build-arg VERSION=$(IMAGE_TAG) --tag quire/$$target:$(IMAGE_TAG) . || exit 1; done
+
+chart: setup ## Write what is made from the chart: the plain manifest, its README's table, golden renderings
+	@$(BIN)/python deploy/render_chart.py
 
 cluster: ## Bring up a real single-node Kubernetes on this machine, as root (minutes the first time)
 	@PYTHONPATH=e2e $(PYTHON) -m cluster up

@@ -1,8 +1,8 @@
 """Writes what is made from the chart and from the CustomResourceDefinition: `make chart`.
 
 `crds/llmdeployment.yaml` → the chart's copy; the chart without values → `deploy/kustomize/quire.yaml`; the comments of
-`values.yaml` → the table in the chart's README. `e2e/chart` holds all of it equal to what this would write. Needs Helm:
-$HELM, or one on the PATH, or that of `make cluster`.
+`values.yaml` → the table in the chart's README; the chart with each of `ci/*-values.yaml` → `e2e/chart/golden`.
+Tests in `e2e/chart` hold all of it equal to that. Needs Helm: $HELM, or one on the PATH, or `make cluster`'s.
 """
 
 import argparse
@@ -61,11 +61,28 @@ def build_outputs() -> dict[Path, str]:
     manifest = "# Written by `make chart` from charts/quire.\n" + render()
     readme = CHART / "README.md"
     table = "\n".join(_table(CHART / "values.yaml"))
+    golden = {
+        ROOT / "e2e/chart/golden" / values.name.replace("-values", ""): build_golden(values)
+        for values in sorted((CHART / "ci").glob("*-values.yaml"))
+    }
     return {
+        **golden,
         copy: crd,
         ROOT / "deploy/kustomize/quire.yaml": re.sub(r"[ \t]+$", "", manifest, flags=re.MULTILINE),
         readme: _TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", readme.read_text()),
     }
+
+
+def build_golden(values: Path) -> str:
+    """Render one case, less what is a file of the chart word for word: the definition and the dashboard."""
+    documents = []
+    for document in yaml.safe_load_all(render("--values", values)):
+        if document["metadata"]["name"] == "quire-dashboard":
+            document["data"] = dict.fromkeys(document["data"], "files/dashboard.json")
+        if document["kind"] != "CustomResourceDefinition":
+            documents.append(document)
+    documents.sort(key=lambda one: (one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]))
+    return yaml.safe_dump_all(documents, sort_keys=False, width=120)
 
 
 def _table(values: Path) -> Iterator[str]:

@@ -29,7 +29,6 @@ class Cluster:
     """Where the stories run. `node` is None in a cluster that is not ours."""
 
     kubeconfig: Path
-    images: Images
     helm: Path
     host: str
     """This machine's address, as pods reach it."""
@@ -43,11 +42,15 @@ def cluster() -> Iterator[Cluster]:
         helm = shutil.which("helm")
         assert helm, "with KUBECONFIG, helm must be on the PATH"
         host = os.environ["QUIRE_E2E_HOST"]
-        yield Cluster(kubeconfig=Path(given), images=named_images(), helm=Path(helm), host=host, node=None)
+        yield Cluster(kubeconfig=Path(given), helm=Path(helm), host=host, node=None)
         return
     with running_node() as node:
-        images = build_images(node)
-        yield Cluster(kubeconfig=node.kubeconfig, images=images, helm=node.helm, host=NODE_ADDRESS, node=node)
+        yield Cluster(kubeconfig=node.kubeconfig, helm=node.helm, host=NODE_ADDRESS, node=node)
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Cluster) -> Images:
+    return named_images() if cluster.node is None else build_images(cluster.node)
 
 
 @pytest.fixture(autouse=True)
@@ -68,18 +71,23 @@ def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def chart(cluster: Cluster, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chart]:
+def chart(cluster: Cluster, images: Images, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chart]:
     """The chart, installed from this tree."""
     values = tmp_path_factory.mktemp("chart") / "values.yaml"
-    values.write_text(yaml.safe_dump(chart_values(cluster, hub)))
+    values.write_text(yaml.safe_dump(chart_values(images, hub)))
     installed = Chart(cluster.helm, Kubectl(cluster.kubeconfig, "default"), values)
     installed.install()
     yield installed
     installed.uninstall()
 
 
-def chart_values(cluster: Cluster, hub: Hub) -> dict[str, object]:
-    return {}
+def chart_values(images: Images, hub: Hub) -> dict[str, object]:
+    named = {"operator": images.operator, "gateway": images.gateway, "serverCpu": images.server_cpu}
+    split = {key: name.rpartition(":") for key, name in named.items()}
+    return {
+        "images": {key: {"repository": repository, "tag": tag} for key, (repository, _, tag) in split.items()},
+        "download": {"hubEndpoint": hub.url},
+    }
 
 
 @pytest.fixture
@@ -103,8 +111,8 @@ def rules_kubectl(cluster: Cluster) -> Kubectl:
 
 
 @pytest.fixture
-def server_image(cluster: Cluster) -> str:
-    return cluster.images.server_cpu
+def server_image(images: Images) -> str:
+    return images.server_cpu
 
 
 @pytest.fixture

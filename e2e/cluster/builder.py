@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.images import BUILT_PREFIX
 from cluster.oci import write_image
 from cluster.packages import PROVIDES, ensure_packages
 from cluster.paths import REPOSITORY, Paths
 from cluster.shell import ClusterError, locked, run, run_logged
 
-BASE_IMAGE = "localhost/quire-base:bookworm"
+BASE_IMAGE = f"{BUILT_PREFIX}base:bookworm"
 _SUITE = "bookworm"
 _MIRROR = "http://deb.debian.org/debian"
 _BASE_PACKAGES = ("ca-certificates", "libgomp1", "python3", "python3-venv")
@@ -39,7 +40,7 @@ _BASE_LEFT_OUT = (
 )
 _CERTIFICATES = Path("/etc/ssl/certs")
 _BUILD_TIMEOUT_S = 1800.0
-_ENVIRONMENT = {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay"}
+_NUM_BUILDS_KEPT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +99,12 @@ def build_image(
             [target, base.name, *arguments],
             [*list_sources(REPOSITORY, ["Dockerfile", ".dockerignore", *sources]), *_list_files(directories)],
         )
-        image = BuiltImage(name=f"localhost/quire-{target}:{key}", archive=paths.archives / f"image-{target}-{key}.tar")
+        image = BuiltImage(name=f"{BUILT_PREFIX}{target}:{key}", archive=paths.archives / f"image-{target}-{key}.tar")
         if not image.archive.exists():
             ensure_packages(PROVIDES)
             _pull_base(paths, base)
             _build(paths, target, image, arguments)
-            _forget_old(paths, target, image)
+            _forget_old(paths, target)
     return image
 
 
@@ -141,12 +142,11 @@ def _build(paths: Paths, target: str, image: BuiltImage, arguments: Sequence[str
     log = paths.build_logs / f"image-{target}.log"
     log.unlink(missing_ok=True)
     print(f"Building the image {target} ({log})", flush=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [
-            *("build", "--pull-never", "--network", "host", "--target", target, "--tag", image.name),
-            *("--file", str(REPOSITORY / "Dockerfile"), *_machine_mounts(Path(scratch)), *arguments, str(REPOSITORY)),
-        ]
-        run_logged(_buildah_command(paths, command), log, env=_ENVIRONMENT, timeout_s=_BUILD_TIMEOUT_S)
+    command = [
+        *("build", "--layers", "--pull-never", "--network", "host", "--target", target, "--tag", image.name),
+        *("--file", str(REPOSITORY / "Dockerfile"), *_machine_mounts(paths), *arguments, str(REPOSITORY)),
+    ]
+    run_logged(_buildah_command(paths, command), log, env=_environment(paths), timeout_s=_BUILD_TIMEOUT_S)
     unfinished = image.archive.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     _buildah(paths, ["push", "--quiet", image.name, f"oci-archive:{unfinished}:{image.name}"])
@@ -178,7 +178,7 @@ def _ensure_base_archive(paths: Paths) -> Path:
     return archive
 
 
-def _machine_mounts(scratch: Path) -> list[str]:
+def _machine_mounts(paths: Paths) -> list[str]:
     """Return the arguments that lend a build this machine's certificates and pip settings."""
     mounts = []
     if _CERTIFICATES.is_dir():
@@ -190,7 +190,8 @@ def _machine_mounts(scratch: Path) -> list[str]:
     settings = parse_pip_settings(_read_pip_settings())
     if (_CERTIFICATES / "ca-certificates.crt").exists():
         settings.setdefault("cert", str(_CERTIFICATES / "ca-certificates.crt"))
-    configuration = scratch / "pip.conf"
+    configuration = paths.buildah / "pip.conf"
+    configuration.parent.mkdir(parents=True, exist_ok=True)
     configuration.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
     mounts.append(f"--volume={configuration}:/etc/pip.conf:ro")
     return mounts
@@ -215,15 +216,19 @@ def parse_pip_settings(listing: str) -> dict[str, str]:
     return settings
 
 
-def _forget_old(paths: Paths, target: str, image: BuiltImage) -> None:
-    """Remove earlier builds of a target: their archives, and their names in the store."""
-    for old in paths.archives.glob(f"image-{target}-*.tar"):
-        if old != image.archive:
-            old.unlink()
-    listed = run(_buildah_command(paths, ["images", "--format", "{{.Name}}:{{.Tag}}"]), env=_ENVIRONMENT).split()
-    for old_name in listed:
-        if old_name.startswith(f"localhost/quire-{target}:") and old_name != image.name:
-            _buildah(paths, ["rmi", old_name])
+def _forget_old(paths: Paths, target: str) -> None:
+    """Remove all but the newest builds of a target: their archives, and their names in the store.
+
+    More than one stays, for another process may be about to load the one before.
+    """
+    archives = sorted(paths.archives.glob(f"image-{target}-*.tar"), key=lambda path: path.stat().st_mtime)
+    for archive in archives[:-_NUM_BUILDS_KEPT]:
+        archive.unlink()
+    kept = {f"{BUILT_PREFIX}{target}:{archive.stem.rpartition('-')[2]}" for archive in archives[-_NUM_BUILDS_KEPT:]}
+    listed = run(_buildah_command(paths, ["images", "--format", "{{.Name}}:{{.Tag}}"]), env=_environment(paths)).split()
+    old = [name for name in listed if name.startswith(f"{BUILT_PREFIX}{target}:") and name not in kept]
+    if old:
+        _buildah(paths, ["rmi", *old])
 
 
 def _pull_base(paths: Paths, archive: Path) -> None:
@@ -235,9 +240,16 @@ def _pull_base(paths: Paths, archive: Path) -> None:
 
 
 def _buildah(paths: Paths, arguments: Sequence[str]) -> str:
-    return run(_buildah_command(paths, arguments), env=_ENVIRONMENT, timeout_s=_BUILD_TIMEOUT_S)
+    return run(_buildah_command(paths, arguments), env=_environment(paths), timeout_s=_BUILD_TIMEOUT_S)
+
+
+def _environment(paths: Paths) -> dict[str, str]:
+    """Return the variables for buildah. Without settings of its own it makes /etc/cni, which it never uses."""
+    settings = paths.buildah / "containers.conf"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(f'[network]\nnetwork_config_dir = "{paths.buildah / "networks"}"\n')
+    return {"BUILDAH_ISOLATION": "chroot", "STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": str(settings)}
 
 
 def _buildah_command(paths: Paths, arguments: Sequence[str]) -> list[str]:
-    paths.buildah.mkdir(parents=True, exist_ok=True)
     return ["buildah", "--root", str(paths.buildah / "root"), "--runroot", str(paths.buildah / "run"), *arguments]

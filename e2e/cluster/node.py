@@ -25,7 +25,7 @@ from cluster import network
 from cluster.addons import DNS_ADDRESS, DNS_DOMAIN, GPU_RESOURCE, build_addons
 from cluster.builds import ensure_binaries
 from cluster.control_plane import ControlPlane, remove_abandoned
-from cluster.images import ensure_system_archives, import_if_changed
+from cluster.images import ensure_system_archives, import_if_changed, remove_replaced
 from cluster.kubectl import Kubectl
 from cluster.packages import PROVIDES, ensure_packages
 from cluster.paths import Paths
@@ -136,6 +136,7 @@ class Node:
 
     def _start_runtime(self, archives: list[Path]) -> None:
         self.runtime.start()
+        remove_replaced(self.runtime, self.paths.archives)
         for archive in archives:
             import_if_changed(self.runtime, archive)
 

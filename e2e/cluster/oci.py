@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.shell import ClusterError
+
 _NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -26,6 +28,7 @@ def write_image(archive: Path, *, name: str, layer: Path, config: dict[str, Any]
         "os": "linux",
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
+        "history": [{"created_by": "e2e/cluster"}],  # buildah wants an entry for each layer of what it builds on
     }
     image_bytes = json.dumps(image).encode()
     manifest = {
@@ -65,12 +68,14 @@ def write_layer(layer: Path, files: Sequence[tuple[Path, str]]) -> None:
 
 
 def read_images(archive: Path) -> dict[str, str]:
-    """Return the digest of each image in an archive by its name."""
-    with tarfile.open(archive) as tar:
-        content = tar.extractfile("index.json")
-        assert content is not None, f"{archive}: index.json is no file"
-        manifests = json.load(content)["manifests"]
-    return {entry["annotations"][_NAME]: entry["digest"] for entry in manifests}
+    """Return the digest of each image in an archive by its name. Raises ClusterError for what is no such archive."""
+    try:
+        with tarfile.open(archive) as tar:
+            content = tar.extractfile("index.json")
+            manifests = json.load(content)["manifests"] if content else []
+        return {entry["annotations"][_NAME]: entry["digest"] for entry in manifests}
+    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+        raise ClusterError(f"{archive} is no OCI archive of named images: {error}") from error
 
 
 def _describe(media_type: str, content: bytes) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class Service:
             )
         start_time = _start_time_of(process.pid)
         if start_time is None:
-            raise ClusterError(f"{self.name} ended at once: see {self.log}")
+            raise ClusterError(f"{self.name} has ended at once{tail_of(self.log)}")
         record = ProcessRecord(pid=process.pid, start_time=start_time)
         self._record_path.write_text(json.dumps(record.as_dict()))
         process.returncode = 0  # it is not waited for here: the record, not this object, stands for the process

@@ -8,7 +8,7 @@ network namespace in it is gone when its last process is. Only images stay in th
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +110,9 @@ class Runtime:
         """Import an OCI archive's images."""
         run(self._ctr("images", "import", archive), timeout_s=_IMPORT_TIMEOUT_S)
 
-    def remove_image(self, name: str) -> None:
-        """Remove an image's name; what no other image needs of its content goes too."""
-        run(self._ctr("images", "remove", name))
+    def remove_images(self, names: Sequence[str]) -> None:
+        """Remove images' names; what no other name needs of their content goes too."""
+        run(self._ctr("images", "remove", *names))
 
     def _ctr(self, *arguments: str | Path) -> list[str | Path]:
         return ["ctr", "--address", self.socket, "--namespace", _KUBERNETES_NAMESPACE, *arguments]

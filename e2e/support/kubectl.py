@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 Manifest = dict[str, Any]
+Manifests = list[Manifest]
 
 
 class CommandError(AssertionError):
@@ -60,8 +61,8 @@ class Kubectl:
         text = self("get", kind, name, "--ignore-not-found", "-o", "json")
         return json.loads(text) if text.strip() else None
 
-    def list(self, kind: str, selector: str = "") -> list[Manifest]:
-        items: list[Manifest] = json.loads(self("get", kind, "-o", "json", f"--selector={selector}"))["items"]
+    def list(self, kind: str, selector: str = "") -> Manifests:
+        items: Manifests = json.loads(self("get", kind, "-o", "json", f"--selector={selector}"))["items"]
         return items
 
     def patch(self, kind: str, name: str, patch: Manifest) -> None:
@@ -72,12 +73,12 @@ class Kubectl:
         assert found is not None, f"there is no LLMDeployment {name}"
         return found
 
-    def pods(self, name: str) -> list[Manifest]:
+    def pods(self, name: str) -> Manifests:
         """Return the serving pods of an LLMDeployment that are not on their way out."""
         pods = self.list("pods", f"quire.dev/deployment={name},app.kubernetes.io/component=server")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
-    def events(self) -> list[Manifest]:
+    def events(self) -> Manifests:
         return self.list("events")
 
     def describe_all(self) -> str:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hub_mirror.make_smollm2 import make_smollm2 as write_smollm2
+from hub_mirror.make_smollm2 import make_directory
 from tiny_model import save_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,5 @@ def make_smollm2() -> Path:
     if not (folder / "model.safetensors").exists():
         if not GGUF.exists():
             subprocess.run([sys.executable, "-m", "quire_cli.demo", "fetch", str(GGUF)], cwd=ROOT, check=True)
-        unfinished = folder.with_suffix(".unfinished")
-        write_smollm2(GGUF, unfinished)
-        unfinished.rename(folder)
+        make_directory(GGUF, folder)
     return folder

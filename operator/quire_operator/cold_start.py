@@ -54,15 +54,31 @@ def measure_start(pod: Manifest) -> Start | None:
     )
 
 
-def measure_download(job: Manifest | None) -> tuple[float, float] | None:
-    """Return when a download ended and how long it took; None where it has not."""
+def measure_download(job: Manifest | None, job_pods: Iterable[Manifest] = ()) -> tuple[float, float] | None:
+    """Return when a download ended and how long it took, all tries together; None where it has not.
+
+    A Job learns of its end a moment after its pod, and is often deleted by then, so the pod's word counts too.
+    """
     status = (job or {}).get("status") or {}
     began, ended = parse_time(status.get("startTime")), parse_time(status.get("completionTime"))
+    if ended is None:
+        ended = max((time for time in map(_succeeded_at, job_pods) if time is not None), default=None)
     return None if began is None or ended is None else (ended, max(0.0, ended - began))
 
 
+def _succeeded_at(pod: Manifest) -> float | None:
+    status = pod.get("status") or {}
+    if status.get("phase") != "Succeeded":
+        return None
+    ends = ((one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or ())
+    return max((time for end in ends if (time := parse_time(end.get("finishedAt"))) is not None), default=None)
+
+
 def derive_cold_start(
-    old: Mapping[str, Any] | None, pods: Iterable[Manifest], job: Manifest | None
+    old: Mapping[str, Any] | None,
+    pods: Iterable[Manifest],
+    job: Manifest | None,
+    job_pods: Iterable[Manifest] = (),
 ) -> dict[str, Any] | None:
     """Return `status.coldStart`, with every new start counted; None while nothing was measured.
 
@@ -71,7 +87,7 @@ def derive_cold_start(
     """
     result: dict[str, Any] = dict(old or {})
     last = (parse_time(result.get("podStartedAt")) or 0.0, str(result.get("pod", "")))
-    download = measure_download(job)
+    download = measure_download(job, job_pods)
     if download is not None and download[0] > last[0]:
         result["stages"] = {"download": download[1]}
     for start in sorted(one for one in map(measure_start, pods) if one is not None):

@@ -99,7 +99,7 @@ def write_conditions(
 def judge(situation: Situation, plan: Plan, *, routes_through_gateway: bool) -> tuple[Condition, ...]:
     """Return the nine conditions, in their order."""
     return (
-        _from_verdict(ACCEPTED, plan.accepted),
+        _judge_accepted(plan.accepted),
         _judge_model_cached(situation, plan.model_cached),
         _from_verdict(FITS, plan.fits),
         _judge_scheduled(situation, plan),
@@ -115,6 +115,12 @@ def _from_verdict(type_: str, verdict: Verdict) -> Condition:
     return Condition(type=type_, holds=verdict.holds, reason=verdict.reason, message=verdict.message)
 
 
+def _judge_accepted(verdict: Verdict) -> Condition:
+    if verdict.holds and not verdict.message:
+        return Condition(type=ACCEPTED, holds=True, reason=verdict.reason, message="The spec can be carried out")
+    return _from_verdict(ACCEPTED, verdict)
+
+
 def _from_finding(type_: str, finding: Finding) -> Condition:
     return Condition(type=type_, holds=False, reason=finding.reason, message=finding.detail)
 
@@ -127,19 +133,19 @@ def _judge_model_cached(situation: Situation, verdict: Verdict) -> Condition:
 
 
 def find_gate_problem(situation: Situation, plan: Plan) -> Finding | None:
-    """Return what keeps the wanted pods from being made at all."""
+    """Return what keeps the workload from being made or changed, where the spec itself is accepted."""
     if plan.accepted.holds is False:
         return None
     if situation.model_problem is not None:
         return situation.model_problem
     if plan.fits.holds is False:
         return Finding(stage=Stage.MODEL, reason=plan.fits.reason, detail=plan.fits.message, is_final=True)
-    return situation.workload_problem
+    return None
 
 
 def find_worst(situation: Situation, plan: Plan) -> Finding | None:
     """Return the one thing to say of everything that is wrong."""
-    return find_gate_problem(situation, plan) or situation.pod_problem
+    return find_gate_problem(situation, plan) or situation.workload_problem or situation.pod_problem
 
 
 def _none_wanted(type_: str, situation: Situation) -> Condition:
@@ -219,6 +225,8 @@ def judge_rollout(situation: Situation, plan: Plan) -> Condition:
     if situation.is_rolled_out:
         message = "All replicas are of the wanted template"
         return Condition(type=ROLLOUT_COMPLETE, holds=True, reason="Complete", message=message)
+    if situation.is_template_current and situation.workload_problem is not None:
+        return _blocked(situation.workload_problem.line)
     current = situation.current_problem if situation.is_template_current else None
     if current is not None and current.stage is Stage.SCHEDULING:
         return _blocked(f"{current.detail}; {_SURGE_CURE}" if situation.num_old else current.detail)
@@ -259,9 +267,11 @@ def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool)
         return Condition(type=READY, holds=False, reason=SCALED_TO_ZERO, message=_ZERO_UNANSWERED)
     if not situation.has_service and situation.is_serving:
         return Condition(type=READY, holds=False, reason="ServiceMissing", message="The Service is being made")
-    reason = LOADING if situation.is_pod_started else PENDING
-    message = "The server loads the model" if situation.is_pod_started else "The pods are being made"
-    return Condition(type=READY, holds=False, reason=reason, message=message)
+    if situation.is_pod_started:
+        return Condition(type=READY, holds=False, reason=LOADING, message="The server loads the model")
+    has_node = situation.num_live > 0 and situation.are_all_scheduled
+    message = "A pod has a node; its image is pulled or its volume mounted" if has_node else "The pods are being made"
+    return Condition(type=READY, holds=False, reason=PENDING, message=message)
 
 
 def _count(number: int, noun: str) -> str:

@@ -67,6 +67,11 @@ def is_running(pod: Manifest) -> bool:
     return bool(statuses) and all((status.get("state") or {}).get("running") for status in statuses)
 
 
+def has_started(pod: Manifest) -> bool:
+    """Whether a main container has passed its startup probe, which for a server means that it was ready once."""
+    return any(status.get("started") for status in (pod.get("status") or {}).get("containerStatuses") or ())
+
+
 def restart_count(pod: Manifest) -> int:
     return sum(int(status.get("restartCount", 0)) for status in container_statuses(pod))
 

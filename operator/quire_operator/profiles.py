@@ -1,19 +1,18 @@
 """Which of `spec.profiles` the pods get: the first, until its pods find no node for too long; then the next.
 
-A profile is left only while none of its pods has ever been placed: replicas that run are not moved to lesser hardware
-because one more does not fit. After the last profile there is none to try, so it stays. The first is tried again when
-nothing runs (no replicas), where trying costs nothing, and when the active one leaves the list. Other changes of the
-spec do not lead back: an autoscaler changes it all the time.
+A profile is left only while no pod at all is placed: replicas that run are not moved to lesser hardware because one
+more finds no node. Pods of older revisions count too, so the answer stays the same until the status has noted it. After
+the last profile there is none to try, so it stays. The first is tried again when nothing runs (no replicas), where
+trying costs nothing, and when the active one leaves the list. Other changes of the spec do not lead back: an autoscaler
+changes it all the time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quire_contract.names import LABEL_REVISION
 from quire_contract.units import UnitError, parse_duration
-from quire_operator.objects import label_of
 from quire_operator.observed import Observed
-from quire_operator.rollout import condition_of, current_pods, live_workload, unschedulable_condition
+from quire_operator.rollout import condition_of, is_ending, unschedulable_condition
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_operator.times import parse_time
@@ -62,12 +61,11 @@ def choose_profile(
 
 
 def _unplaced_since(observed: Observed) -> float | None:
-    """Return since when the newest pods wait for a node; None where there are none, or one has been placed."""
-    live = live_workload(observed)
-    if live is None:
-        return None
+    """Return since when the pods wait for a node; None where none does, or one has been placed."""
     times = []
-    for pod in current_pods(observed, label_of(live[1], LABEL_REVISION)):
+    for pod in observed.pods:
+        if is_ending(pod):
+            continue
         condition = unschedulable_condition(pod)
         if condition is None and condition_of(pod, "PodScheduled") is not None:
             return None

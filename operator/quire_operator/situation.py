@@ -21,6 +21,7 @@ from quire_operator.pod_reasons import (
     VOLUME_NOT_BOUND,
     find_pod_problem,
     find_restart_cause,
+    has_started,
     is_over,
     is_running,
     restart_count,
@@ -99,7 +100,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
     revision = plan.revision or (label_of(workload, LABEL_REVISION) if workload is not None else None)
     current = [pod for pod in alive if label_of(pod, LABEL_REVISION) == revision]
     num_current = sum(label_of(pod, LABEL_REVISION) == revision for pod in leaders)
-    is_short = len(leaders) < max(desired, replicas_of(workload) if workload is not None else 0)
+    is_short = num_current < max(desired, replicas_of(workload) if workload is not None else 0)
     is_template_current = workload is not None and label_of(workload, LABEL_REVISION) == plan.revision
     # A pod that is over was replaced already; what ended it matters only where nothing came after it.
     judged = alive or list(observed.pods)
@@ -232,6 +233,8 @@ def _describe_loading(observed: Observed, pods: Sequence[Manifest]) -> str:
         for pod in pods
         if not is_ready(pod) and (readiness := observed.readiness.get(pod["metadata"]["name"])) is not None
     ]
+    if not said and any(map(has_started, pods)):
+        return "Unready: the server was ready, and does not answer now"
     if not said:
         return f"{LOADING}: the server is starting"
     best = max(said, key=lambda one: (order.index(one.phase), one.percent or 0.0, one.message))

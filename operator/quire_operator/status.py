@@ -76,7 +76,7 @@ def derive_status(
         "scaling": {"desired": situation.desired, "reason": _scaling_reason(situation, plan)},
         "activeProfile": _active_profile(plan, old, now),
         "rolloutWaitingSince": _waiting_since(plan, old, now),
-        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job),
+        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job, observed.job_pods),
         "conditions": write_conditions(conditions, old, generation, now),
     }
     return {key: value for key, value in status.items() if value is not None}

@@ -1,8 +1,8 @@
 """What the operator knows of the cluster's objects: a cache that watch events and the operator's own writes feed.
 
 Holds each object once, packed, found by name and by what it belongs to. Knows no API server; decides nothing.
-Invariants: an older version of an object never replaces a newer one; a deleted incarnation never comes back; a deletion
-that has begun is never undone; what is looked up is a fresh copy, the caller's own. Every piece of news, whoever brings
+Invariants: an older version of an object never replaces a newer one, nor brings back what is gone; a deletion that has
+begun is never undone; what is looked up is a fresh copy, the caller's own. Every piece of news, whoever brings
 it, is told to `on_change` once: the echo of a write that the store has seen already is no news.
 """
 
@@ -22,6 +22,7 @@ from quire_operator.objects import (
     Kind,
     Manifest,
     Ref,
+    annotation_of,
     label_of,
     ref_of,
 )
@@ -136,9 +137,12 @@ class Store:
         return frozenset(_key_of(ref) for ref in self._groups.get(("kind", LLM_DEPLOYMENT), ()))
 
     def children_of(self, key: Key, uid: str) -> dict[Ref, Manifest]:
-        """Return the objects of `OWNED_KINDS` whose owner reference names this incarnation of the LLMDeployment."""
+        """Return the objects of `OWNED_KINDS` whose owner reference names this incarnation of the LLMDeployment.
+
+        Those that we applied and whose owner reference was taken away are children, too.
+        """
         found = self._members(("child", key))
-        return {ref: manifest for ref, manifest in found if uid in owner_uids(manifest)}
+        return {ref: manifest for ref, manifest in found if _is_child(manifest, uid)}
 
     def pods_of(self, key: Key) -> tuple[Manifest, ...]:
         """Return the serving pods, by name."""
@@ -234,14 +238,19 @@ class Store:
         return frozenset(_key_of(ref) for ref in self._groups.get(group, ()))
 
     def _unused(self, kind: Kind, use: str, namespace: str) -> tuple[Manifest, ...]:
-        refs = sorted(self._groups.get(("shared", kind, namespace), ()))
-        unused = (ref for ref in refs if (use, namespace, ref.name) not in self._groups)
+        shared = self._groups.get(("shared", kind, namespace), ())
+        unused = sorted(ref for ref in shared if (use, namespace, ref.name) not in self._groups)
         return tuple(unpack(self._entries[ref].packed) for ref in unused)
 
 
 def owner_uids(manifest: Manifest) -> frozenset[str]:
     """Return the uids of the LLMDeployments that own an object."""
     return frozenset(owner.get("uid", "") for owner in _owners(manifest))
+
+
+def _is_child(manifest: Manifest, uid: str) -> bool:
+    uids = owner_uids(manifest)
+    return uid in uids or (not uids and annotation_of(manifest, names.ANNOTATION_APPLIED_HASH) is not None)
 
 
 def _owners(manifest: Manifest) -> list[Mapping[str, Any]]:

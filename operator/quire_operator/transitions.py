@@ -1,8 +1,8 @@
 """Events on an LLMDeployment: one for each transition that somebody may ask about later, and none without one.
 
-Pure: the old and the new status and the actions that were carried out decide. The same transition gives the same
-manifest under the same name, so an Event that is sent twice is there once. At most `MAX_EVENTS` at a time, the most
-telling first.
+Pure: the old and the new status and the actions that were carried out decide. The same transition of the same object
+has the same name, so an Event that is sent twice is there once; what is done again and again (somebody else keeps
+editing a child) is said once a minute. At most `MAX_EVENTS` at a time, the most telling first.
 """
 
 import hashlib
@@ -60,9 +60,11 @@ _UNREMARKABLE: Final = PROGRESS_REASONS | frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Said:
-    is_warning: bool
+    is_warning: bool = False
     reason: str
     message: str
+    is_deed: bool = False
+    """Something was done, which can be done again to the same object."""
 
 
 def build_events(
@@ -75,9 +77,10 @@ def build_events(
     """Return the Events to create. The order is: what is wrong, what was mended, what went well."""
     said = [*_from_conditions(old_status, new_status), *_from_actions(applied)]
     said.sort(key=lambda one: (not one.is_warning, one.reason != HEALED))
-    unique = {(one.reason, one.message): one for one in reversed(said)}
-    kept = [one for one in dict.fromkeys(said) if unique[one.reason, one.message] is one][:MAX_EVENTS]
-    return tuple(_build_event(manifest, one, now) for one in kept)
+    unique: dict[tuple[str, str], _Said] = {}
+    for one in said:  # Ready repeats, in fewer words, what another condition says
+        unique.setdefault((one.reason, one.message if one.is_deed else ""), one)
+    return tuple(_build_event(manifest, one, now) for one in list(unique.values())[:MAX_EVENTS])
 
 
 def _from_conditions(old_status: Mapping[str, Any], new_status: Mapping[str, Any]) -> Iterator[_Said]:
@@ -92,7 +95,7 @@ def _from_conditions(old_status: Mapping[str, Any], new_status: Mapping[str, Any
         elif new["status"] == "False" and new["reason"] not in _UNREMARKABLE:
             yield _Said(is_warning=True, reason=new["reason"], message=new["message"])
         elif type_ == READY and old.get("status") == "True":
-            yield _Said(is_warning=False, reason=new["reason"], message=new["message"])
+            yield _Said(reason=new["reason"], message=new["message"])
 
 
 def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Said]:
@@ -103,32 +106,32 @@ def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
             yield _Said(is_warning=True, reason=RESTARTED, message=new["message"])
     elif type_ == READY and (not was_true or SCALED_TO_ZERO in (old.get("reason"), new["reason"])):
         reason = SCALED_TO_ZERO if new["reason"] == SCALED_TO_ZERO else READY
-        yield _Said(is_warning=False, reason=reason, message=new["message"])
+        yield _Said(reason=reason, message=new["message"])
     elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true:
-        yield _Said(is_warning=False, reason=type_, message=new["message"])
+        yield _Said(reason=type_, message=new["message"])
     elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":
-        yield _Said(is_warning=False, reason=type_, message=new["message"] or "As it should be again")
+        yield _Said(reason=type_, message=new["message"] or "As it should be again")
 
 
 def _from_actions(applied: Iterable[Action]) -> Iterator[_Said]:
     """Say what was done to children: each healing by itself, the rest together."""
-    created, updated, deleted = [], [], []
+    done: dict[str, list[str]] = {CREATED: [], UPDATED: [], DELETED: []}
     for action in applied:
         if isinstance(action, Delete):
-            deleted.append(f"{action.ref.kind.kind} {action.ref.name} ({action.reason})")
+            done[DELETED].append(f"{action.ref.kind.kind} {action.ref.name} ({action.reason})")
         elif isinstance(action, Apply):
             ref = ref_of(action.manifest)
             child = f"{ref.kind.kind} {ref.name}"
-            what = action.reason.partition(":")[2].strip()
             if action.is_drift:
-                yield _Said(is_warning=False, reason=HEALED, message=f"{child}: {what or action.reason}")
+                what = action.reason.removeprefix(f"{HEALED}: ")
+                yield _Said(reason=HEALED, message=f"{child}: {what}", is_deed=True)
             elif action.reason.startswith(CREATED):
-                created.append(child)
+                done[CREATED].append(child)
             else:
-                updated.append(f"{child} ({what or action.reason})")
-    for reason, children in ((CREATED, created), (UPDATED, updated), (DELETED, deleted)):
+                done[UPDATED].append(f"{child} ({action.reason.removeprefix('Changed: ')})")
+    for reason, children in done.items():
         if children:
-            yield _Said(is_warning=False, reason=reason, message=f"{reason} {', '.join(children)}")
+            yield _Said(reason=reason, message=f"{reason} {', '.join(children)}", is_deed=True)
 
 
 def _build_event(manifest: Manifest, said: _Said, now: float) -> Manifest:
@@ -136,7 +139,8 @@ def _build_event(manifest: Manifest, said: _Said, now: float) -> Manifest:
     name, namespace = metadata["name"], metadata.get("namespace", "default")
     message, time = as_line(said.message, MAX_MESSAGE_LENGTH), format_time(now)
     version = metadata.get("resourceVersion", "")
-    identity = "\0".join((metadata.get("uid", ""), version, said.reason, message))
+    minute = str(int(now) // 60) if said.is_deed else ""
+    identity = "\0".join((metadata.get("uid", ""), version, said.reason, message, minute))
     return {
         "apiVersion": "v1",
         "kind": "Event",

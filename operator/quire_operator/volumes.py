@@ -26,6 +26,8 @@ AUTO_SIZE_BYTES: Final = 16 * GIB
 """Where the size is auto and the model's is not known yet."""
 STUCK_POLL_S: Final = 30.0
 _GROWTH_MARGIN: Final = 1.1
+_STILL: Final = "The volume is still being grown"
+"""A pod that fails meanwhile is no reason to grow it further."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +118,10 @@ def requested_bytes(volume: Manifest) -> int:
     return _size(((volume["spec"].get("resources") or {}).get("requests") or {}).get("storage"))
 
 
+def _capacity_bytes(volume: Manifest) -> int:
+    return _size(((volume.get("status") or {}).get("capacity") or {}).get("storage"))
+
+
 def claim_ref(volume: Manifest) -> Ref:
     metadata = volume["metadata"]
     return Ref(kind=PERSISTENT_VOLUME_CLAIM, namespace=metadata["namespace"], name=metadata["name"])
@@ -166,6 +172,11 @@ def _plan_size(
     wanted, reason, grown_for = explicit or 0, "spec.cache.size", annotation_of(volume, ANNOTATION_GROWN_FOR)
     is_new = shortage is not None and shortage.pod_uid != grown_for
     cure = ""
+    if shortage is not None and is_new and 0 < _capacity_bytes(volume) < requested:
+        marked = {ANNOTATION_GROWN_FOR: shortage.pod_uid}
+        return VolumePlan(
+            actions=(Annotate(ref=claim_ref(volume), annotations=marked, reason=_STILL),), is_growing=True
+        )
     if shortage is not None and is_new:
         enough = _enough_bytes(volume, shortage)
         cure = f"set spec.cache.size to {enough // GIB}Gi"
@@ -198,7 +209,7 @@ def _grow(rendered: Manifest, volume: Manifest, grown_for: str | None) -> Manife
 
 def _enough_bytes(volume: Manifest, shortage: Shortage) -> int:
     """Return a size, in whole GiB, that would have been enough."""
-    size = max(_size(((volume.get("status") or {}).get("capacity") or {}).get("storage")), requested_bytes(volume))
+    size = max(_capacity_bytes(volume), requested_bytes(volume))
     missing = size // 2  # the filesystem was full before anything was known
     if shortage.need_bytes is not None:
         missing = max(shortage.need_bytes - (shortage.have_bytes or 0), 0)

@@ -3,6 +3,7 @@
 import copy
 
 from fake_kube import FakeKube
+
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
 from quire_operator.objects import DEPLOYMENT, JOB, PERSISTENT_VOLUME_CLAIM, POD, Manifest

@@ -317,4 +317,3 @@ def make_llm(name: str = "smollm2", namespace: str = "default", **spec: Any) -> 
             **spec,
         },
     }
-

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import fake_controllers
-from fake_kube import FakeKube
+from fake_kube import FakeKube, make_llm
+
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
 from quire_operator.cluster import ClusterFacts
@@ -113,6 +115,16 @@ class World:
     def condition(self, kind: str, name: str = "smollm2") -> Manifest:
         conditions: Sequence[Manifest] = self.llm(name)["status"]["conditions"]
         return next(condition for condition in conditions if condition["type"] == kind)
+
+
+async def settled_world(**spec: Any) -> World:
+    """A world in which one model serves, and nothing has been asked of the API server since."""
+    world = World()
+    world.kube.put(make_llm(**spec))
+    await world.settle()
+    assert world.condition("Ready")["status"] == "True"
+    world.kube.calls.clear()
+    return world
 
 
 def names_of(manifests: Sequence[Manifest]) -> list[str]:

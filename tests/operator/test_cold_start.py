@@ -68,6 +68,8 @@ def test_many_pods_are_counted_once_each_in_any_order() -> None:
     assert once is not None
     assert len(once["recentSeconds"]) == MAX_RECENT
     assert derive_cold_start(once, list(reversed(pods)), None) == once
+    for pod in pods:
+        assert derive_cold_start(once, [pod], None) == once
 
 
 def test_the_median_is_over_the_last_five() -> None:
@@ -106,6 +108,15 @@ def test_a_download_belongs_to_the_first_pod_after_it() -> None:
     second = derive_cold_start(first, [_pod("b", at=500)], None)
     assert second is not None
     assert "download" not in second["stages"]
+
+
+def test_a_download_whose_job_is_deleted_before_it_knows_of_its_end() -> None:
+    job = {"metadata": {"name": "j"}, "status": {"startTime": _at(0)}}
+    failed = {"metadata": {"name": "a"}, "status": {"phase": "Failed"}}
+    ended = {"state": {"terminated": {"exitCode": 0, "finishedAt": _at(75)}}}
+    done = {"metadata": {"name": "b"}, "status": {"phase": "Succeeded", "containerStatuses": [ended]}}
+    assert derive_cold_start(None, [], job, [failed]) is None
+    assert derive_cold_start(None, [], job, [failed, done]) == {"stages": {"download": 75.0}}
 
 
 def test_a_running_download_is_not_measured() -> None:

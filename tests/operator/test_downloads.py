@@ -191,6 +191,24 @@ def test_auto_grows_once_for_each_pod_that_had_no_space() -> None:
     assert requested_bytes(world.observed.volume) > size
 
 
+def test_retries_while_a_volume_is_being_grown_do_not_grow_it_further() -> None:
+    world = downloading()
+    world.fail_job_pod(model_facts.NO_SPACE, need_bytes=20 * GIB, have_bytes=15 * GIB)
+    world.settle()
+    grown = copy.deepcopy(world.observed.volume)
+    assert grown is not None
+    grown["status"]["capacity"] = {"storage": "16Gi"}
+    world.see(volume=grown)
+    world.fail_job_pod(model_facts.NO_SPACE, need_bytes=20 * GIB, have_bytes=15 * GIB)
+    world.settle()
+    assert world.observed.volume is not None
+    done = copy.deepcopy(world.observed.volume)
+    done["status"]["capacity"] = {"storage": "24Gi"}
+    world.see(volume=done)
+    assert world.plan().actions == ()
+    assert requested_bytes(done) == 24 * GIB
+
+
 @pytest.mark.parametrize(
     ("spec", "classes", "cure"),
     [
@@ -215,6 +233,11 @@ def test_a_larger_size_grows_and_a_smaller_one_does_nothing() -> None:
     world.set_spec(cache={"size": "30Gi"})
     (action,) = world.plan().actions
     assert isinstance(action, Apply)
+    assert action.manifest["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "30Gi"}},
+    }
     world.settle()
     assert world.observed.volume is not None
     assert requested_bytes(world.observed.volume) == 30 * GIB
@@ -272,6 +295,9 @@ def test_two_users_of_a_model_do_not_take_turns() -> None:
     assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}", f"Apply Job/{JOB_NAME}"]
     world.settle()
     assert attempt(world) == "2"
+    world.set_spec(model={"uri": "hf://a/b", "tokenSecretRef": {"name": "another"}})
+    world.end_job("Failed")
+    assert (world.plan().actions, world.plan().requeue_after_s) == ((), 30)
 
 
 def test_a_job_that_ended_well_and_left_nothing_is_made_again() -> None:

@@ -128,6 +128,7 @@ def test_a_child_on_its_way_out_is_waited_for() -> None:
     world = served()
     ending = copy.deepcopy(world.workload())
     ending["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    ending["spec"]["strategy"] = {"type": "Recreate"}
     world.see(children={**world.observed.children, WORKLOAD: ending})
     assert world.plan().actions == ()
 

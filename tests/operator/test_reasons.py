@@ -352,6 +352,12 @@ def test_the_worst_container_is_told() -> None:
     assert (_line(pod) or "").startswith("Crashed")
 
 
+def test_a_container_that_is_ready_again_is_not_what_keeps_its_pod_from_ready() -> None:
+    recovered = _container(last=_end(TRACEBACK), restarts=1) | {"ready": True}
+    sidecar = _container(waiting="CreateContainerError", message="no command specified") | {"name": "sidecar"}
+    assert _line(_pod(recovered, sidecar)) == "CreateContainerError: no command specified"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [

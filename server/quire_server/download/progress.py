@@ -183,9 +183,10 @@ def _log_lines(meter: Meter, over: threading.Event) -> None:
 
 def _show_bar(meter: Meter, over: threading.Event) -> None:
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, leave=False) as bar:
+    with logging_redirect_tqdm(), tqdm(bar_format="{percentage:3.0f}%|{bar:30}| {desc}", total=1, leave=False) as bar:
         while not over.wait(_BAR_PERIOD_S):
             progress = meter.progress
-            bar.total, bar.n = progress.total_bytes, progress.done_bytes
-            bar.set_postfix_str(progress.message)
+            bar.total, bar.n = progress.total_bytes or 1, progress.done_bytes
+            bar.set_description_str(describe(progress))

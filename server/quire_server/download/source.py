@@ -8,7 +8,7 @@ three: a `DownloadError` that another try would not change, an `InterruptedTrans
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 CHUNK_BYTES: Final = 8 << 20
 """Read at once where the library asks per read; small enough for progress, large enough for the round trip."""
@@ -96,7 +96,17 @@ def start_hash(file: RemoteFile) -> Hasher | None:
         case "git":
             return hashlib.sha1(f"blob {file.size_bytes}\0".encode(), usedforsecurity=False)
         case "crc32c":
-            import google_crc32c  # comes with gcsfs, whose files alone have such checksums
+            return _Crc32c()
 
-            checksum: Hasher = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
-            return checksum
+
+class _Crc32c:
+    def __init__(self) -> None:
+        import google_crc32c  # comes with gcsfs, whose files alone have such checksums
+
+        self._checksum: Any = google_crc32c.Checksum()  # type: ignore[no-untyped-call]
+
+    def update(self, data: bytes, /) -> None:
+        self._checksum.update(data)
+
+    def hexdigest(self) -> str:
+        return bytes(self._checksum.digest()).hex()

@@ -101,17 +101,17 @@ def test_a_file_is_whole_in_the_end(tmp_path: Path, script: list[str], starts: l
 
 
 def test_wrong_twice_is_the_end_and_nothing_of_it_stays(tmp_path: Path) -> None:
-    with pytest.raises(ChecksumMismatchError, match="^f: the sha256 checksum is") as told:
+    with pytest.raises(ChecksumMismatchError, match=r"^f: the sha256 checksum is") as told:
         run(ScriptedSource("wrong", "wrong"), tmp_path)
     assert hashlib.sha256(CONTENT).hexdigest() in str(told.value)
     assert ModelDirectory(tmp_path, "key").prepare((remote(),)) == 0
 
 
 def test_a_source_that_never_answers(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreachableError, match="^f: 503; given up after") as told:
+    with pytest.raises(SourceUnreachableError, match=r"^f: 503; given up after") as told:
         run(ScriptedSource(*["refuse"] * 1000), tmp_path, policy=AT_ONCE)
     assert told.value.termination.code == "SourceUnreachable"
-    with pytest.raises(SourceUnreachableError, match="^hf://a/b: no route"):
+    with pytest.raises(SourceUnreachableError, match=r"^hf://a/b: no route"):
         list_files(ScriptedSource(*["no route"] * 1000), "hf://a/b", Meter(), AT_ONCE)
 
 
@@ -175,16 +175,16 @@ def test_one_failure_ends_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("sha256", hashlib.sha256(b"hello\n").hexdigest()),
-        ("md5", hashlib.md5(b"hello\n").hexdigest()),
-        ("git", "ce013625030ba8dba906f756967f9e9ca394464a"),  # echo hello | git hash-object --stdin
-        ("crc32c", "363a3020"),
+        ("sha256", hashlib.sha256(b"123456789").hexdigest()),
+        ("md5", hashlib.md5(b"123456789").hexdigest()),
+        ("git", "e2e107ac61ac259b87c544f6e7a4eb03422c6c21"),  # printf 123456789 | git hash-object --stdin
+        ("crc32c", "e3069283"),  # the check value of its definition
     ],
 )
 def test_checksums(kind: str, expected: str) -> None:
-    file = RemoteFile(name="f", size_bytes=6, checksum=Checksum(kind=kind, hex=""))  # type: ignore[arg-type]
+    file = RemoteFile(name="f", size_bytes=9, checksum=Checksum(kind=kind, hex=""))  # type: ignore[arg-type]
     hasher = start_hash(file)
     assert hasher is not None
-    hasher.update(b"hel")
-    hasher.update(b"lo\n")
+    hasher.update(b"1234")
+    hasher.update(b"56789")
     assert hasher.hexdigest() == expected

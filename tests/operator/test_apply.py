@@ -1,0 +1,177 @@
+"""Carrying out actions: each is tried, the store learns, nobody else's object is taken over."""
+
+import asyncio
+from typing import Any
+
+from fake_kube import FakeKube
+from store_objects import KEY, llm, make
+
+from quire_contract import names
+from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.apply import Applied, Refusal, apply_actions, with_refusals
+from quire_operator.kube import (
+    ForbiddenError,
+    InvalidError,
+    KubeError,
+    NamespaceTerminatingError,
+    UnavailableError,
+    UnreachableError,
+)
+from quire_operator.objects import DEPLOYMENT, JOB, LLM_DEPLOYMENT, POD, SERVICE, Kind, Manifest, Ref, ref_of
+from quire_operator.store import Store
+
+NOW = 1_769_860_800.0
+ASKED = Verdict(holds=True, reason="Accepted")
+
+
+def document(name: str, kind: Kind = SERVICE, **spec: Any) -> Manifest:
+    owner = {"apiVersion": names.GROUP_VERSION, "kind": names.KIND, "name": KEY.name, "uid": "llm-1"}
+    metadata = {
+        "name": name,
+        "namespace": "default",
+        "labels": {names.LABEL_MANAGED_BY: names.MANAGED_BY},
+        "ownerReferences": [owner],
+    }
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "spec": spec}
+
+
+def act(kube: FakeKube, store: Store, *actions: Action) -> Applied:
+    return asyncio.run(apply_actions(kube, store, actions, now=NOW))
+
+
+def applies(*names_: str) -> list[Action]:
+    return [Apply(manifest=document(name, port=80), reason="Created") for name in names_]
+
+
+def fail(**by_name: KubeError) -> FakeKube:
+    kube = FakeKube()
+    kube.refuse = lambda verb, ref: by_name.get(ref.name) if verb == "apply" else None
+    return kube
+
+
+def done_names(applied: Applied) -> list[str]:
+    return [action.manifest["metadata"]["name"] for action in applied.done if isinstance(action, Apply)]
+
+
+def test_what_is_applied_is_known_at_once() -> None:
+    kube, store = FakeKube(), Store()
+    applied = act(kube, store, *applies("a", "b"))
+    assert done_names(applied) == ["a", "b"]
+    assert applied.is_complete
+    assert store.get(Ref(kind=SERVICE, namespace="default", name="a")) == kube.of_kind(SERVICE)[0]
+    kube.calls.clear()
+    act(kube, store, *applies("a"))
+    assert [verb for verb, _ in kube.calls] == ["apply"], "what the store knows is not asked for"
+
+
+def test_one_failure_does_not_keep_the_others() -> None:
+    first, second = UnavailableError("webhook"), UnavailableError("again")
+    kube = fail(a=InvalidError("no"), b=first, c=second)
+    applied = act(kube, Store(), *applies("a", "b", "c", "d"))
+    assert done_names(applied) == ["d"]
+    assert applied.failure is first
+    assert [refusal.ref.name for refusal in applied.refusals] == ["a"]
+
+
+def test_nobody_answering_ends_it() -> None:
+    kube = fail(a=UnreachableError("refused"))
+    applied = act(kube, Store(), *applies("a", "b"))
+    assert applied.done == ()
+    assert isinstance(applied.failure, UnreachableError)
+    assert ("apply", "Service default/b") not in kube.calls
+
+
+def test_a_namespace_that_ends_is_no_failure() -> None:
+    applied = act(fail(a=NamespaceTerminatingError("going")), Store(), *applies("a"))
+    assert (applied.failure, applied.refusals, applied.is_namespace_ending) == (None, (), True)
+
+
+def test_an_object_that_the_store_missed_is_learned_and_not_written() -> None:
+    kube, store = FakeKube(), Store()
+    live = kube.put(document("a", port=81))
+    applied = act(kube, store, *applies("a"))
+    assert (applied.done, applied.has_learned) == ((), True)
+    assert store.get(ref_of(live)) == live
+    assert kube.writes == []
+
+
+def test_somebody_elses_object_is_left_alone() -> None:
+    kube = FakeKube()
+    theirs = document("a", port=81)
+    theirs["metadata"] |= {"labels": {"app": "theirs"}, "ownerReferences": []}
+    kube.put(theirs)
+    applied = act(kube, Store(), *applies("a"))
+    assert kube.writes == []
+    verdict = applied.refusals[0].as_verdict()
+    assert (verdict.holds, verdict.reason) == (False, "NameTaken")
+    assert "Service default/a" in verdict.message
+
+
+def test_our_object_is_known_by_its_owner_where_the_labels_are_gone() -> None:
+    kube, store = FakeKube(), Store()
+    ours = document("a", port=81)
+    ours["metadata"]["labels"] = {}
+    kube.put(ours)
+    assert act(kube, store, *applies("a")).has_learned
+    assert done_names(act(kube, store, *applies("a"))) == ["a"]
+
+
+def test_a_deletion_is_made_once_and_nothing_is_applied_until_it_is_over() -> None:
+    kube, store = FakeKube(), Store()
+    job = make(JOB, "j")
+    job["metadata"]["finalizers"] = ["orphan"]
+    live = kube.put(job)
+    store.put(live)
+    ref = ref_of(live)
+    delete = Delete(ref=ref, uid=live["metadata"]["uid"], reason="Failed")
+    assert act(kube, store, delete).done == (delete,)
+    applied = act(kube, store, delete, Apply(manifest=document("j", JOB), reason="Created"))
+    assert (applied.done, applied.has_learned) == ((), False)
+    assert kube.writes == [("delete", str(ref))]
+
+
+def test_only_the_named_incarnation_is_deleted() -> None:
+    kube, store = FakeKube(), Store()
+    live = kube.put(make(JOB, "j"))
+    act(kube, store, Delete(ref=ref_of(live), uid="former", reason="Failed"))
+    assert kube.of_kind(JOB) == [live]
+
+
+def test_replicas_and_annotations_are_patched_alone() -> None:
+    kube, store = FakeKube(), Store()
+    kube.put(llm())
+    kube.put(make(DEPLOYMENT, "smollm2", spec={"replicas": 3, "paused": True}))
+    kube.put(make(POD, "p"))
+    refs = {
+        kind: Ref(kind=kind, namespace="default", name="p" if kind == POD else "smollm2")
+        for kind in (LLM_DEPLOYMENT, DEPLOYMENT, POD)
+    }
+    applied = act(
+        kube,
+        store,
+        SetReplicas(ref=refs[LLM_DEPLOYMENT], replicas=2, reason="Created"),
+        SetReplicas(ref=refs[DEPLOYMENT], replicas=0, reason="Suspended"),
+        Annotate(ref=refs[POD], annotations={names.ANNOTATION_POD_DELETION_COST: "5"}, reason="Load"),
+    )
+    assert len(applied.done) == 3
+    assert kube.objects[refs[LLM_DEPLOYMENT]]["spec"]["replicas"] == 2
+    assert kube.objects[refs[DEPLOYMENT]]["spec"] == {"replicas": 0, "paused": True}
+    assert store.pods_of(KEY) == ()
+    assert store.get(refs[POD]) == kube.objects[refs[POD]]
+
+
+def test_a_pod_that_went_meanwhile_is_nobodys_fault() -> None:
+    ref = Ref(kind=POD, namespace="default", name="p")
+    applied = act(FakeKube(), Store(), Annotate(ref=ref, annotations={"a": "b"}, reason="Load"))
+    assert applied == Applied()
+
+
+def test_refusals_become_the_verdict_unless_there_is_a_worse_one() -> None:
+    ref = Ref(kind=SERVICE, namespace="default", name="a")
+    refused = Applied(refusals=(Refusal(ref=ref, error=ForbiddenError("may not")),))
+    plan = Plan(accepted=ASKED, model_cached=ASKED, fits=ASKED, autoscaling=ASKED)
+    assert with_refusals(plan, Applied()) is plan
+    told = with_refusals(plan, refused).accepted
+    assert (told.holds, told.reason, told.message) == (False, "Forbidden", "Service default/a: may not")
+    unaccepted = Plan(accepted=Verdict(holds=False, reason="Bad"), model_cached=ASKED, fits=ASKED, autoscaling=ASKED)
+    assert with_refusals(unaccepted, refused) is unaccepted
