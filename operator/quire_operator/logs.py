@@ -28,14 +28,16 @@ def set_up_logging(log_format: str) -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    converter = time.gmtime
+    @staticmethod
+    def converter(seconds: float | None = None) -> time.struct_time:
+        return time.gmtime(seconds)
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 
 
 class _JsonFormatter(logging.Formatter):
-    converter = time.gmtime
+    converter = _PlainFormatter.converter
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -226,7 +226,8 @@ def test_namespaces_are_watched_one_by_one() -> None:
         world = World(server, namespaces=("one", "two"))
         async with world.watching():
             await world.watches.wait_synced()
-            assert {key.namespace for key in world.store.keys()} == {"one", "two"}
+            keys = world.store.keys()
+            assert {key.namespace for key in keys} == {"one", "two"}
             listed = {path for _, path, _ in server.requests if path.endswith("/llmdeployments")}
             assert listed == {f"/apis/quire.dev/v1alpha1/namespaces/{name}/llmdeployments" for name in ("one", "two")}
 

@@ -8,8 +8,8 @@ import pytest
 
 from quire_operator.kube import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
 from quire_operator.lease import (
-    LeaseConfig,
     Leadership,
+    LeaseConfig,
     WorkDidNotStopError,
     build_lease,
     build_released,

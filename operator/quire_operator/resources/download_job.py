@@ -4,8 +4,8 @@ A Job is immutable: one that should be different is deleted and made again. Its 
 so that only a change of what it does tells the two apart.
 """
 
-from quire_contract import names, paths, ports
-from quire_contract.model_uri import parse_model_uri
+from quire_contract import environment, names, paths, ports
+from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_operator.objects import JOB, Manifest
 from quire_operator.resources.child import with_applied_hash
 from quire_operator.resources.pod import TMP, pull_secrets
@@ -102,5 +102,7 @@ def _env(deployment: LLMDeployment, settings: Settings) -> list[Manifest]:
     token = deployment.spec.model.token_secret_ref
     if token is not None:
         secret = {"name": token.name, "key": token.key}
-        env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+        is_http = parse_model_uri(deployment.spec.model.uri).scheme in (Scheme.HTTP, Scheme.HTTPS)
+        name = environment.HTTP_TOKEN if is_http else environment.HF_TOKEN
+        env.append({"name": name, "valueFrom": {"secretKeyRef": secret}})
     return env
