@@ -20,7 +20,14 @@ class Chart:
 
     def install(self) -> None:
         """Install, or upgrade to the same, and wait until the operators serve."""
-        words = ("upgrade", "--install", RELEASE, str(ROOT / "charts" / "quire"), "--create-namespace")
+        words = (
+            "upgrade",
+            "--install",
+            "--take-ownership",
+            RELEASE,
+            str(ROOT / "charts" / "quire"),
+            "--create-namespace",
+        )
         self._run(*words, "--values", str(self._values), "--wait", "--timeout", "180s")
         self.wait_ready()
 

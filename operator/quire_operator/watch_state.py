@@ -35,6 +35,8 @@ class _Progress:
     alive_at: float
     listing: set[str] = field(default_factory=set)
     """Uids on the pages of the listing under way."""
+    arrived: set[str] = field(default_factory=set)
+    """Uids handed over while the first listing goes on: its early pages are, before its last is there."""
     pending: set[str] | None = None
     """Uids of the first complete listing that have not been handed over yet; None before it is complete."""
 
@@ -76,7 +78,7 @@ class WatchState:
             return
         uids, progress.listing = frozenset(progress.listing), set()
         if progress.pending is None:
-            progress.pending = set(uids)
+            progress.pending, progress.arrived = set(uids) - progress.arrived, set()
             self._check_synced()
         version = str(metadata.get("resourceVersion") or "")
         self._on_listed(stream, uids, int(version) if version.isdigit() else -1)
@@ -89,6 +91,8 @@ class WatchState:
             progress = self._progress.get(stream)
             if progress is not None and progress.pending is not None:
                 progress.pending.discard(uid)
+            elif progress is not None:
+                progress.arrived.add(uid)
         self._check_synced()
 
     async def wait_synced(self) -> None:
