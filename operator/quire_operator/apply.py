@@ -135,8 +135,40 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
                 )
             if store.put(live):
                 return _Outcome.LEARNED
-    store.put(await kube.apply(manifest))
-    return _Outcome.DONE
+    before = store.get(ref)
+    after = await (kube.apply(manifest) if before is None else _apply_over(kube, manifest))
+    store.put(after)
+    # An API server without a feature drops its fields without a word: sending them again changes nothing.
+    return _Outcome.NOTHING if before is not None and _version(after) == _version(before) else _Outcome.DONE
+
+
+async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
+    """Apply to an object that is there; where that cannot work, put the whole object first.
+
+    Server-side apply tells the items of a list by their keys. If somebody edits a key, say the number of a Service's
+    port, the item that we send stands beside the edited one, and together they are invalid for ever.
+    """
+    try:
+        return await kube.apply(manifest)
+    except InvalidError as error:
+        live = await kube.get(ref_of(manifest))
+        if live is None:
+            raise
+        try:
+            await kube.replace(_whole(manifest, live))
+        except InvalidError:
+            raise error from None  # the document itself is at fault, and this says so in its own terms
+        return await kube.apply(manifest)
+
+
+def _whole(manifest: Manifest, live: Manifest) -> Manifest:
+    """Return the document as one that replaces the live object: without what others have added, save the scale."""
+    metadata = {**manifest["metadata"], **{key: live["metadata"][key] for key in ("uid", "resourceVersion")}}
+    whole = {**manifest, "metadata": metadata}
+    replicas = (live.get("spec") or {}).get("replicas")
+    if replicas is not None and "spec" in manifest:
+        whole["spec"] = {"replicas": replicas, **manifest["spec"]}
+    return whole
 
 
 async def _patch(kube: Kube, store: Store, ref: Ref, patch: Manifest) -> _Outcome:
@@ -154,6 +186,10 @@ def _is_ours(live: Manifest, wanted: Manifest) -> bool:
         or annotation_of(live, names.ANNOTATION_APPLIED_HASH) is not None
         or not owner_uids(wanted).isdisjoint(owner_uids(live))
     )
+
+
+def _version(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["resourceVersion"])
 
 
 def _ref_of(action: Action) -> Ref:

@@ -6,10 +6,10 @@ on CustomResourceDefinitions and Namespaces): `discovery.py` does, and the watch
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from quire_operator.objects import (
     Manifest,
 )
 from quire_operator.store import Store
+from quire_operator.task_family import TaskFamily
 from quire_operator.watch_session import CountCall, build_session
 from quire_operator.watch_state import Stream, WatchState
 
@@ -47,6 +48,7 @@ _WORKER_LIMIT: Final = 100
 _MIN_LOGIN_PAUSE_S: Final = 2.0
 _EVERY_VERSION: Final = 2**63
 _RESTART_PAUSE_S: Final = 0.5
+_KOPF_STOP_TIMEOUT_S: Final = 5.0
 
 
 def watched_kinds(optional: Collection[Kind]) -> frozenset[Kind]:
@@ -148,11 +150,13 @@ class Watches:
                 continue
             streams = build_streams(self._kinds, self._namespaces)
             self._state = state = WatchState(streams, self._feed.prune, time.monotonic())
-            await _first_of(
-                _run_kopf(self._kinds, self._namespaces, self._feed, self._build_login(state), state, on_signals_lost),
-                self._kinds_changed.wait(),
-                self._announce_sync(state),
-            )
+            async with AsyncExitStack() as sessions:
+                login = self._build_login(state, sessions)
+                await _first_of(
+                    _run_kopf(self._kinds, self._namespaces, self._feed, login, state, on_signals_lost),
+                    self._kinds_changed.wait(),
+                    self._announce_sync(state),
+                )
             for kind in set(WATCHED_KINDS) - self._kinds:
                 self._feed.prune(Stream(kind=kind), frozenset(), _EVERY_VERSION)
             self.ended.set()
@@ -164,15 +168,17 @@ class Watches:
         logger.info("Watches are synced kinds=%d objects=%d", len(self._kinds), len(self._feed.store))
         await asyncio.Event().wait()
 
-    def _build_login(self, state: WatchState) -> Callable[..., Any]:
+    def _build_login(self, state: WatchState, sessions: AsyncExitStack) -> Callable[..., Any]:
         last_at = float("-inf")
 
         async def login(**_: Any) -> kopf.AiohttpSession:
             nonlocal last_at
             await asyncio.sleep(max(0.0, last_at + _MIN_LOGIN_PAUSE_S - time.monotonic()))
             last_at = time.monotonic()
+            await sessions.aclose()  # the one whose credentials were refused
             connection = self._connect()
             session = build_session(connection, state, self._count_call)
+            sessions.push_async_callback(session.close)  # kopf closes it too, unless it is stopped while it starts
             return kopf.AiohttpSession(server=connection.server, aiohttp_session=session)
 
         return login
@@ -200,26 +206,26 @@ async def _run_kopf(
     state: WatchState,
     on_signals_lost: Callable[[], None],
 ) -> None:
-    registry = build_registry(kinds, feed, login, state)
-    root_tasks = await kopf.spawn_tasks(
-        registry=registry,
-        settings=build_kopf_settings(kinds),
-        memories=_NoMemories(),
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=namespaces,
-    )
-    on_signals_lost()
+    family = TaskFamily()
+    family.adopt()
     # Not kopf.run_tasks: in the end that cancels every task of the process that is younger than kopf.
     try:
+        root_tasks = await kopf.spawn_tasks(
+            registry=build_registry(kinds, feed, login, state),
+            settings=build_kopf_settings(kinds),
+            memories=_NoMemories(),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+        )
+        on_signals_lost()
         done, _ = await asyncio.wait(root_tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in root_tasks:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*root_tasks, return_exceptions=True)
+        num_left = await family.end(_KOPF_STOP_TIMEOUT_S)
+        if num_left:
+            logger.error("Tasks of the watches do not end count=%d", num_left)
 
 
 def build_registry(

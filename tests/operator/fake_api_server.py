@@ -40,6 +40,8 @@ class FakeApiServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.page_delay_s = 0.0
         self.is_failing = False
+        self.gone_paths: set[str] = set()
+        """Answered with 404."""
         self.url = ""
         self._version = 100
         self._watches: set[tuple[str, str, asyncio.Queue[Manifest]]] = set()
@@ -83,7 +85,7 @@ class FakeApiServer:
         """Serve; yields the URL."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
@@ -108,6 +110,8 @@ class FakeApiServer:
         self.requests.append((request.method, request.path, dict(request.query)))
         if self.is_failing:
             return web.json_response({"kind": "Status", "code": 500, "message": "failing"}, status=500)
+        if request.path in self.gone_paths:
+            return _failure(404, "NotFound")
         if request.method != "GET":
             return await self._write(request)
         if request.path in self.objects:
@@ -116,7 +120,7 @@ class FakeApiServer:
         if found is not None:
             return web.json_response(found)
         kind = self._kind_of(request.path)
-        if kind is None or "/" in request.path.partition(f"/{kind.plural}")[2]:
+        if kind is None:
             return _failure(404, "NotFound")
         if request.query.get("watch") == "true":
             return await self._watch(request)
@@ -174,6 +178,7 @@ class FakeApiServer:
         self._watches.add(watch)
         try:
             await response.prepare(request)
+            await response.write(b"\n")  # the headers wait for a body
             while True:
                 event = await queue.get()
                 await response.write(json.dumps(event).encode() + b"\n")
@@ -224,11 +229,18 @@ class FakeApiServer:
         return f"{where}/{kind.plural}/{manifest['metadata']['name']}"
 
     def _kind_of(self, path: str) -> Kind | None:
-        return next((k for k in self.kinds if path.startswith(_root(k) + "/") and f"/{k.plural}" in path), None)
+        """Return the kind of a collection, of one namespace or of all."""
+        where, _, plural = path.rpartition("/")
+        return next((k for k in self.kinds if k.plural == plural and _is_of(where, k)), None)
 
 
 def _root(kind: Kind) -> str:
     return f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.api_version}"
+
+
+def _is_of(where: str, kind: Kind) -> bool:
+    rest = where.removeprefix(_root(kind))
+    return rest == "" or (rest.startswith("/namespaces/") and rest.count("/") == 2 and kind.is_namespaced)
 
 
 def _is_in(path: str, collection: str) -> bool:

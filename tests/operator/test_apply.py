@@ -175,3 +175,41 @@ def test_refusals_become_the_verdict_unless_there_is_a_worse_one() -> None:
     assert (told.holds, told.reason, told.message) == (False, "Forbidden", "Service default/a: may not")
     unaccepted = Plan(accepted=Verdict(holds=False, reason="Bad"), model_cached=ASKED, fits=ASKED, autoscaling=ASKED)
     assert with_refusals(unaccepted, refused) is unaccepted
+
+
+def test_a_merge_key_that_somebody_edited_is_healed_by_putting_the_whole_object() -> None:
+    """Server-side apply would keep the edited port beside ours for ever, under the same name."""
+    kube, store = FakeKube(), Store()
+    act(kube, store, *applies("a"))
+    ref = ref_of(document("a"))
+    store.put(kube.edit(ref, {"spec": {"port": 81, "replicas": 3}, "metadata": {"labels": {"app": "theirs"}}}))
+    is_replaced = False
+
+    def refuse(verb: str, _: Ref) -> KubeError | None:
+        nonlocal is_replaced
+        is_replaced |= verb == "update"
+        return InvalidError("duplicate") if verb == "apply" and not is_replaced else None
+
+    kube.refuse = refuse
+    applied = act(kube, store, *applies("a"))
+    assert done_names(applied) == ["a"]
+    live = kube.objects[ref]
+    assert live["spec"] == {"port": 80, "replicas": 3}, "how many there are is not ours to say"
+    assert store.get(ref) == live
+
+
+def test_a_document_that_is_itself_at_fault_is_refused_in_its_own_terms() -> None:
+    kube, store = FakeKube(), Store()
+    act(kube, store, *applies("a"))
+    refused = InvalidError("no", (("spec.port", "not to my taste"),))
+    answers = {"apply": refused, "update": InvalidError("immutable")}
+    kube.refuse = lambda verb, _: answers.get(verb)
+    applied = act(kube, store, *applies("a"))
+    assert [refusal.error for refusal in applied.refusals] == [refused]
+
+
+def test_what_the_api_server_drops_without_a_word_is_not_sent_over_and_over() -> None:
+    kube, store = FakeKube(), Store()
+    act(kube, store, *applies("a"))
+    applied = act(kube, store, *applies("a"))
+    assert (applied.done, applied.has_learned) == ((), False)

@@ -248,6 +248,25 @@ def test_failing_server_is_waited_for() -> None:
     play(scenario)
 
 
+def test_watches_that_cannot_be_start_anew_and_leave_nothing_behind() -> None:
+    """kopf ends when one of its watches is refused for good, and leaves the others running."""
+
+    async def scenario(server: FakeApiServer) -> None:
+        server.put(make(LLM_DEPLOYMENT, "a"))
+        server.gone_paths.add("/api/v1/pods")
+        world = World(server)
+        async with world.watching():
+            await until(lambda: world.num_signals_lost >= 3)
+            server.gone_paths.clear()
+            await asyncio.wait_for(world.watches.wait_synced(), 30)
+            await until(lambda: server.num_watches == len(watched_kinds(())))
+            assert world.has(LLM_DEPLOYMENT, "a")
+            assert world.watches.ended.is_set()
+        await until(lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("watcher")])
+
+    play(scenario)
+
+
 def test_bookmarks_are_a_sign_of_life() -> None:
     async def scenario(server: FakeApiServer) -> None:
         world = World(server)
