@@ -7,8 +7,8 @@ kopf.
 
 import asyncio
 import weakref
-from collections.abc import Coroutine
-from contextvars import Context, ContextVar
+from collections.abc import Coroutine, Generator
+from contextvars import ContextVar
 from typing import Any
 
 _family: ContextVar["TaskFamily | None"] = ContextVar("_family", default=None)
@@ -43,9 +43,9 @@ class TaskFamily:
 
 
 def _start_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], context: Context | None = None
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any] | Generator[Any, None, Any], /, **options: Any
 ) -> asyncio.Task[Any]:
-    task = asyncio.Task(coroutine, loop=loop, context=context)
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
     family = _family.get()
     if family is not None:
         family._add(task)
