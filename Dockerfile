@@ -6,7 +6,8 @@
 #   docker build --target server-cuda -t quire/server-cuda .
 #
 # BASE_IMAGE       any Debian-like image with python3 ≥ 3.11 and its venv module
-# TORCH_INDEX_URL  a further package index for torch: server-cpu takes the CPU build; empty asks the default index alone
+# TORCH_INDEX_URL  a further package index for torch: PyTorch's own with CPU builds, which its installation page names,
+#                  keeps server-cpu under a gigabyte; without it the default index's build comes, with CUDA
 # KERNELS          how the CPU kernels come: `build` compiles them, `prebuilt` takes kernels/quire_kernels/_cpu/lib as it is
 # PIP_INDEX_URL    another package index; certificates and a pip.conf can be mounted (-v) and never enter an image
 # VERSION, REVISION   for the labels
@@ -16,7 +17,7 @@
 #
 # Every image: numeric user, any user of any group works; nothing outside /tmp and mounts is written; no compiler, no pip.
 
-ARG BASE_IMAGE=docker.io/library/python:3.12-slim
+ARG BASE_IMAGE=python:3.12-slim
 
 FROM scratch AS wheels
 
@@ -82,7 +83,7 @@ RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
 
 FROM pyproject AS server-cpu-environment
 ARG PIP_INDEX_URL
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX_URL=
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels \
     python3 deploy/image/venv.py install --pip /opt/build/bin/pip --wheels /wheels --index "$TORCH_INDEX_URL" server download
 

@@ -20,7 +20,6 @@ from cluster.shell import ClusterError, locked, run, run_logged
 
 BASE_IMAGE = f"{BUILT_PREFIX}base:bookworm"
 _SUITE = "bookworm"
-_MIRROR = "http://deb.debian.org/debian"
 _BASE_PACKAGES = ("ca-certificates", "libgomp1", "python3", "python3-venv")
 _BASE_RECIPE = 1  # raise it where the steps below change what comes out
 # What a container never reads, or what must not carry this machine's name and addresses into an image.
@@ -41,6 +40,7 @@ _BASE_LEFT_OUT = (
 _CERTIFICATES = Path("/etc/ssl/certs")
 _BUILD_TIMEOUT_S = 1800.0
 _NUM_BUILDS_KEPT = 3
+_STORE_LIMIT_BYTES = 12 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +102,7 @@ def build_image(
         image = BuiltImage(name=f"{BUILT_PREFIX}{target}:{key}", archive=paths.archives / f"image-{target}-{key}.tar")
         if not image.archive.exists():
             ensure_packages(PROVIDES)
+            _clear_store(paths)
             _pull_base(paths, base)
             _build(paths, target, image, arguments)
             _forget_old(paths, target)
@@ -166,10 +167,9 @@ def _ensure_base_archive(paths: Paths) -> Path:
     paths.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.root) as scratch:
         root = Path(scratch) / "root"
-        mirror = os.environ.get("QUIRE_DEBIAN_MIRROR", _MIRROR)
+        mirror = [given] if (given := os.environ.get("QUIRE_DEBIAN_MIRROR")) else []
         include = f"--include={','.join(_BASE_PACKAGES)}"
-        run_logged(["debootstrap", "--variant=minbase", include, _SUITE, str(root), mirror], log)
-        (root / "etc/apt/sources.list").write_text(f"deb {_MIRROR} {_SUITE} main\n")
+        run_logged(["debootstrap", "--variant=minbase", include, _SUITE, str(root), *mirror], log)
         layer = Path(scratch) / "layer.tar"
         left_out = [f"--exclude={pattern}" for pattern in _BASE_LEFT_OUT]
         run(["tar", "-C", root, "--numeric-owner", "--sort=name", *left_out, "-cf", layer, "."], timeout_s=300)
@@ -229,6 +229,16 @@ def _forget_old(paths: Paths, target: str) -> None:
     old = [name for name in listed if name.startswith(f"{BUILT_PREFIX}{target}:") and name not in kept]
     if old:
         _buildah(paths, ["rmi", *old])
+
+
+def _clear_store(paths: Paths) -> None:
+    """Remove what killed builds have left, and all layers once they are many: a build then begins anew."""
+    _buildah(paths, ["rm", "--all"])
+    layers = paths.buildah / "root" / "overlay"
+    if layers.exists() and int(run(["du", "-s", "-B1", layers]).split()[0]) > _STORE_LIMIT_BYTES:
+        _buildah(paths, ["rmi", "--all", "--force"])
+        for pulled in paths.buildah.glob("*.pulled"):
+            pulled.unlink()
 
 
 def _pull_base(paths: Paths, archive: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_deployment_that_is_not_there_is_none() -> None:
 
 def test_a_model_that_needs_no_volume_has_none() -> None:
     store = Store()
-    store.put(llm(model={"uri": "oci://ghcr.io/acme/model:1"}))
+    store.put(llm(model={"uri": "oci://registry.example/acme/model:1"}))
     found = observe(store, KEY)
     assert found is not None
     assert (found.volume, found.job, found.job_pods, found.other_cache_users) == (None, None, (), frozenset())

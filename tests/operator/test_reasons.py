@@ -22,7 +22,7 @@ from quire_operator.reasons import (
 )
 
 GIB = 1 << 30
-IMAGE = "ghcr.io/quire/server-cpu:1.2.0"
+IMAGE = "registry.example/quire/server-cpu:1.2.0"
 TRACEBACK = """INFO 2026-11-21 11:00:00 Loading
 Traceback (most recent call last):
   File "/usr/lib/python3.11/site-packages/quire_server/__main__.py", line 12, in <module>

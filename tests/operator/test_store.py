@@ -110,7 +110,7 @@ def test_pods_of_a_job_are_no_serving_pods() -> None:
         ({}, CLAIM),
         ({"cache": {"existingClaim": "mine"}}, "mine"),
         ({"model": {"uri": "pvc://weights/llama"}}, "weights"),
-        ({"model": {"uri": "oci://ghcr.io/acme/model:1"}}, None),
+        ({"model": {"uri": "oci://registry.example/acme/model:1"}}, None),
         ({"model": {"uri": "not a uri"}}, None),
         ({"model": {"uri": "file:///models"}}, None),
     ],
