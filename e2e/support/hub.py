@@ -28,7 +28,7 @@ class Hub:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.communicate(timeout=10)
 
     def size_of(self, name: str) -> int:
         """Bytes of a model's files."""

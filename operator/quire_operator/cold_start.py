@@ -67,10 +67,11 @@ def measure_download(job: Manifest | None, job_pods: Iterable[Manifest] = ()) ->
 
 
 def _succeeded_at(pod: Manifest) -> float | None:
-    status = pod.get("status") or {}
-    if status.get("phase") != "Succeeded":
+    """Return when all containers had ended well; the pod's phase says so only a second later."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    ends = [(one.get("state") or {}).get("terminated") or {} for one in statuses]
+    if any(end.get("exitCode") != 0 for end in ends):
         return None
-    ends = ((one.get("state") or {}).get("terminated") or {} for one in status.get("containerStatuses") or ())
     return max((time for end in ends if (time := parse_time(end.get("finishedAt"))) is not None), default=None)
 
 

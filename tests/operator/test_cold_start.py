@@ -114,7 +114,7 @@ def test_a_download_whose_job_is_deleted_before_it_knows_of_its_end() -> None:
     job = {"metadata": {"name": "j"}, "status": {"startTime": _at(0)}}
     failed = {"metadata": {"name": "a"}, "status": {"phase": "Failed"}}
     ended = {"state": {"terminated": {"exitCode": 0, "finishedAt": _at(75)}}}
-    done = {"metadata": {"name": "b"}, "status": {"phase": "Succeeded", "containerStatuses": [ended]}}
+    done = {"metadata": {"name": "b"}, "status": {"phase": "Running", "containerStatuses": [ended]}}
     assert derive_cold_start(None, [], job, [failed]) is None
     assert derive_cold_start(None, [], job, [failed, done]) == {"stages": {"download": 75.0}}
 
