@@ -68,3 +68,6 @@ def test_no_storage_class_until_one_is_named(kubectl: Kubectl) -> None:
     kubectl.apply(llm("nowhere", cache={"size": "1Gi", "storageClassName": "no-such-class"}))
     reason = wait_for_reason(kubectl, "nowhere", "StorageClassNotFound")
     assert "no-such-class" in reason
+    assert "standard" in reason, "the classes that there are"
+    kubectl.patch("llm", "nowhere", {"spec": {"cache": {"storageClassName": "standard"}}})
+    wait_ready(kubectl, "nowhere")

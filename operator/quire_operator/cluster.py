@@ -15,6 +15,8 @@ class ClusterFacts:
     """Kubernetes' major and minor version."""
     has_default_storage_class: bool | None = None
     """None: not known, because the operator may not read StorageClasses."""
+    storage_classes: tuple[str, ...] = ()
+    """All that are known, sorted: to name them to who has named another."""
     expandable_storage_classes: frozenset[str] = frozenset()
     """Those that let a claim grow."""
     operator_namespace: str = "quire-system"

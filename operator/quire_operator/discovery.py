@@ -44,10 +44,12 @@ async def discover(kube: Kube, operator_namespace: str) -> Discovery:
     except ForbiddenError:
         classes = None
     has_default, expandable = read_storage_classes(classes)
+    known = sorted(item["metadata"]["name"] for item in classes or ())
     facts = ClusterFacts(
         kinds=frozenset(served) - {LLM_DEPLOYMENT},
         version=version,
         has_default_storage_class=has_default,
+        storage_classes=tuple(known),
         expandable_storage_classes=expandable,
         operator_namespace=operator_namespace,
     )

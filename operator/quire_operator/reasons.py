@@ -123,7 +123,16 @@ def find_volume_problem(
         )
     if failed is None:
         return None
+    if has_class and f'"{volume["spec"]["storageClassName"]}" not found' in failed.message:
+        return _missing_class(volume["spec"]["storageClassName"], cluster)
     return Finding(stage=Stage.MODEL, reason=failed.reason, detail=f"claim {name}: {failed.message}")
+
+
+def _missing_class(name: str, cluster: ClusterFacts) -> Finding:
+    """Say that no StorageClass has the name, and which there are. Of an existing volume it could be a mere label."""
+    there = f", which are {', '.join(cluster.storage_classes)}" if cluster.storage_classes else ""
+    detail = f"{name}; set spec.cache.storageClassName to one of the cluster's{there}"
+    return Finding(stage=Stage.MODEL, reason="StorageClassNotFound", detail=detail, is_final=True)
 
 
 def _says_no_class(warning: WarningEvent | None) -> bool:

@@ -2,7 +2,7 @@
 
 The cache volume is shared by every LLMDeployment of its model, which may want different things of it. So once it is
 there it is only ever grown, with the class and access mode that it has, and never applied again for its own sake; what
-two users would write in turns is not written. A claim that a user made is read, and changed by nobody here.
+two users would write in turns is not written. While it has no volume behind it, its only user may have another. A claim that a user made is read, and changed by nobody here.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Final
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_contract.names import ANNOTATION_GROWN_FOR, ANNOTATION_RETAIN, cache_pvc_name
 from quire_contract.units import UnitError, format_bytes, parse_quantity
-from quire_operator.actions import Action, Annotate, Apply, Verdict
+from quire_operator.actions import Action, Annotate, Apply, Delete, Verdict
 from quire_operator.cluster import ClusterFacts
 from quire_operator.objects import PERSISTENT_VOLUME_CLAIM, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
@@ -102,6 +102,11 @@ def plan_volume(
     if source.is_users_claim:
         cure = _cure_for_users_claim(source, volume, shortage)
         return VolumePlan(trouble=trouble, cure=cure, requeue_after_s=requeue_after_s)
+    if change := _find_change(deployment, observed, volume):
+        ref, uid = claim_ref(volume), volume["metadata"]["uid"]
+        replaced = Delete(ref=ref, uid=uid, reason=f"Replaced before it was bound: {change} has changed")
+        message = f"PersistentVolumeClaim {source.claim} is made anew: {change} has changed."
+        return VolumePlan(actions=(replaced,), trouble=_pending(message), can_download=False)
     size = _plan_size(deployment, cluster, settings, volume, shortage)
     return VolumePlan(
         actions=(*size.actions, *_record_wish(deployment, observed, volume)),
@@ -145,6 +150,19 @@ def _find_trouble(
     if newest is None:
         return _pending(f"PersistentVolumeClaim {name} is not bound yet.")
     return _pending(f"PersistentVolumeClaim {name} is not bound: {newest.message}")
+
+
+def _find_change(deployment: LLMDeployment, observed: Observed, volume: Manifest) -> str:
+    """Return the field that asks for another claim than this one, if it can be had: nothing is behind it yet."""
+    cache, spec = deployment.spec.cache, volume["spec"]
+    is_bound = bool(spec.get("volumeName")) or (volume.get("status") or {}).get("phase", "Pending") != "Pending"
+    if is_bound or observed.other_cache_users:
+        return ""
+    if cache.storage_class_name not in (None, spec.get("storageClassName")):
+        return "spec.cache.storageClassName"
+    if cache.access_mode is not None and [cache.access_mode] != spec.get("accessModes"):
+        return "spec.cache.accessMode"
+    return "spec.cache.size" if cache.size_bytes is not None and cache.size_bytes < requested_bytes(volume) else ""
 
 
 def _no_default_class(deployment: LLMDeployment, cluster: ClusterFacts) -> Verdict | None:

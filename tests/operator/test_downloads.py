@@ -379,3 +379,35 @@ def test_orphans() -> None:
     ending = copy.deepcopy(volume)
     ending["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
     assert plan_orphans([theirs, unlabelled, ending], []) == ()
+
+
+@pytest.mark.parametrize(
+    ("cache", "changed"),
+    [
+        ({"storageClassName": "slow"}, "spec.cache.storageClassName"),
+        ({"storageClassName": "fast", "accessMode": "ReadWriteMany"}, "spec.cache.accessMode"),
+        ({"storageClassName": "fast", "size": "2Gi"}, "spec.cache.size"),
+    ],
+)
+def test_a_claim_with_nothing_behind_it_is_made_anew_when_another_is_wanted(
+    cache: dict[str, Any], changed: str
+) -> None:
+    world = World(manifest=manifest({"cache": {"storageClassName": "fast", "size": "4Gi"}}))
+    world.settle()
+    pending(world)
+    world.set_spec(cache=cache)
+    deleted = [action for action in world.plan().actions if isinstance(action, Delete)]
+    assert {action.ref.kind.kind for action in deleted} == {"PersistentVolumeClaim", "Job"}
+    assert changed in deleted[0].reason
+    world.settle()
+    assert world.observed.volume is not None
+    assert world.observed.volume["spec"]["storageClassName"] == cache.get("storageClassName")
+
+
+def test_a_claim_that_others_use_is_not_made_anew() -> None:
+    world = World(manifest=manifest({"cache": {"storageClassName": "fast"}}))
+    world.settle()
+    pending(world)
+    world.see(other_cache_users=frozenset({"n"}))
+    world.set_spec(cache={"storageClassName": "slow"})
+    assert not [action for action in world.plan().actions if isinstance(action, Delete)]

@@ -400,7 +400,7 @@ NO_CLASS = _claim_warning("FailedBinding", "no persistent volumes available for 
             _claim(storageClassName="fast"),
             True,
             (_claim_warning("ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found'),),
-            'ProvisioningFailed: claim quire-cache-1: storageclass.storage.k8s.io "fast" not found',
+            "StorageClassNotFound: fast; set spec.cache.storageClassName to one of the cluster's, which are hdd, ssd",
         ),
         (
             _claim("Lost"),
@@ -414,7 +414,9 @@ NO_CLASS = _claim_warning("FailedBinding", "no persistent volumes available for 
 def test_a_claim_without_a_volume(
     claim: Any, has_default: bool | None, warnings: tuple[WarningEvent, ...], line: str | None
 ) -> None:
-    found = find_volume_problem(claim, warnings, ClusterFacts(has_default_storage_class=has_default))
+    found = find_volume_problem(
+        claim, warnings, ClusterFacts(has_default_storage_class=has_default, storage_classes=("hdd", "ssd"))
+    )
     assert (found and found.line) == line
 
 

@@ -155,7 +155,7 @@ class World:
             live["spec"]["template"]["spec"] |= {"dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler"}
             live["spec"]["template"]["metadata"]["creationTimestamp"] = None
         if ref.kind == PERSISTENT_VOLUME_CLAIM:
-            live["spec"] |= {"volumeMode": "Filesystem", "storageClassName": "fast"}
+            live["spec"] = {"storageClassName": "fast", **live["spec"], "volumeMode": "Filesystem"}
             live["status"] = {"phase": "Bound", "capacity": live["spec"]["resources"]["requests"]}
         return live
 
