@@ -13,7 +13,7 @@ CONTAINER_TOOL ?= docker
 IMAGES ?= operator gateway server-cpu
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-down clean
+.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-down e2e clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ cluster: ## Bring up a real single-node Kubernetes on this machine, as root (min
 
 cluster-down: ## Remove that Kubernetes; what was built for it stays in ~/.cache/quire
 	@PYTHONPATH=e2e $(PYTHON) -m cluster down
+
+e2e: setup $(SMOLLM2) ## Run the stories on a real Kubernetes: the one of `make cluster`, or that of KUBECONFIG
+	@$(BIN)/python -m pytest -q -s e2e
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .cache kernels/quire_kernels/_cpu/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

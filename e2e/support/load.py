@@ -42,12 +42,17 @@ def keep_asking() -> None:
             time.sleep(0.05)
 
 
+def stop_at_end_of_input() -> None:
+    sys.stdin.read()
+    stop.set()
+
+
 askers = [threading.Thread(target=keep_asking) for _ in range(num_askers)]
 for asker in askers:
     asker.start()
 print("asking", flush=True)
 signal.signal(signal.SIGUSR1, lambda *_: stop.set())
-threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+threading.Thread(target=stop_at_end_of_input, daemon=True).start()
 stop.wait()
 for asker in askers:
     asker.join()

@@ -2,7 +2,8 @@
 
 The cache volume is shared by every LLMDeployment of its model, which may want different things of it. So once it is
 there it is only ever grown, with the class and access mode that it has, and never applied again for its own sake; what
-two users would write in turns is not written. While it has no volume behind it, its only user may have another. A claim that a user made is read, and changed by nobody here.
+two users would write in turns is not written. While it has no volume behind it, its only user may have another. A claim
+that a user made is read, and changed by nobody here.
 """
 
 import math
