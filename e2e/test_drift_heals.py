@@ -56,6 +56,10 @@ def test_edits_and_deletions_heal(kubectl: Kubectl, server_image: str, subtests:
             )
     wait_ready(kubectl, "drifting")
     assert ask(kubectl, "drifting", "Hello")["chunks"] > 0
-    messages = [event["message"] for event in kubectl.events() if event["involvedObject"]["name"] == "drifting"]
-    assert any("Healed" in message and "Deployment" in message for message in messages), messages
-    assert any("Created" in message and "Service" in message for message in messages), messages
+    said = [
+        f"{event['reason']} {event['message']}"
+        for event in kubectl.events()
+        if event["involvedObject"]["kind"] == "LLMDeployment"
+    ]
+    assert any(line.startswith("Healed Deployment drifting: spec.progressDeadlineSeconds") for line in said), said
+    assert any(line.startswith("Created") and "Service drifting" in line for line in said), said

@@ -96,7 +96,7 @@ class Store:
                 return False
         entry = _Entry(pack(manifest), uid, version, is_ending, tuple(_groups_of(ref, manifest)))
         self._replace(ref, known, entry)
-        self._on_change(self.keys_for(manifest))
+        self._on_change(self.keys_for(manifest) | self._left_behind(known, entry))
         return True
 
     def remove(self, manifest: Manifest) -> bool:
@@ -108,7 +108,7 @@ class Store:
         if known is None or known.uid != uid:
             return False
         self._replace(ref, known, None)
-        self._on_change(self.keys_for(manifest))
+        self._on_change(self.keys_for(manifest) | self._left_behind(known, None))
         return True
 
     def mark_ending(self, ref: Ref, uid: str, since: str) -> None:
@@ -233,6 +233,12 @@ class Store:
 
     def _sorted(self, group: Hashable) -> tuple[Manifest, ...]:
         return tuple(manifest for _, manifest in sorted(self._members(group), key=lambda member: member[0].name))
+
+    def _left_behind(self, old: _Entry | None, new: _Entry | None) -> frozenset[Key]:
+        """Return those that shared something with an LLMDeployment until now: what it wished holds them no more."""
+        left = set(old.groups if old else ()) - set(new.groups if new else ())
+        shared = [group for group in left if isinstance(group, tuple) and group[0] in ("uses claim", "uses job")]
+        return frozenset(key for group in shared for key in self._users(group))
 
     def _users(self, group: Hashable) -> frozenset[Key]:
         return frozenset(_key_of(ref) for ref in self._groups.get(group, ()))

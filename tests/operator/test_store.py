@@ -200,3 +200,15 @@ def test_only_pods_lose_more_than_managed_fields() -> None:
     assert pod["spec"] == spec, "the caller's is left as it was"
     service = make(SERVICE, "s", spec={"volumes": 1})
     assert trim(service) == service
+
+
+def test_whoever_shared_a_volume_is_looked_at_when_another_user_leaves_it() -> None:
+    """Whether the volume outlives its last user is decided by those who are left."""
+    changed: list[frozenset[Key]] = []
+    store = Store(changed.append)
+    one, two = llm("one", uid="llm-1"), llm("two", uid="llm-2")
+    store.put(one)
+    store.put(two)
+    changed.clear()
+    store.remove(one)
+    assert changed == [frozenset({Key(namespace="default", name="one"), Key(namespace="default", name="two")})]
