@@ -1,8 +1,14 @@
-"""Runs inside a pod: one streamed chat completion. Arguments: URL, model, question. Prints one JSON object."""
+"""Runs inside a pod: one streamed chat completion. Arguments: URL, model, question. Prints one JSON object.
 
+A refused connection is tried again for a while: kube-proxy tells a node of an endpoint that comes back up to a second
+after the API knows it, and no operator can know when it has.
+"""
+
+import http.client
 import json
 import sys
 import time
+import urllib.error
 import urllib.request
 
 url, model, question = sys.argv[1:4]
@@ -16,11 +22,24 @@ body = {
 request = urllib.request.Request(
     f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
 )
+
+
+def connect(until: float) -> http.client.HTTPResponse:
+    while True:
+        try:
+            answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=120)
+            return answer
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 start = time.monotonic()
 first_s = None
 text = ""
 num_chunks = 0
-with urllib.request.urlopen(request, timeout=120) as response:
+with connect(until=start + 5) as response:
     for line in response:
         if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
             continue
