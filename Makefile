@@ -75,7 +75,7 @@ cluster-down: ## Remove that Kubernetes; what was built for it stays in ~/.cache
 	@PYTHONPATH=e2e $(PYTHON) -m cluster down
 
 e2e: setup $(SMOLLM2) ## Run the stories on a real Kubernetes: the one of `make cluster`, or that of KUBECONFIG
-	@$(BIN)/python -m pytest -q -s e2e
+	@$(BIN)/python -m pytest -q -s --timeout 1800 e2e
 
 clean: ## Remove everything that make has made
 	rm -rf $(VENV) .cache kernels/quire_kernels/_cpu/lib .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

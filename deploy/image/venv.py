@@ -30,9 +30,6 @@ UNREAD = (
     "torch/lib/libaoti_custom_ops.so",  # these two are tests as well
     "torch/lib/libbackend_with_compiler.so",
     "torch/testing/_internal/generated",
-    "kubernetes/client/api/*_api.py",  # the client that blocks; the operator has the one that does not
-    "kubernetes/e2e_test",
-    "kubernetes/aio/e2e_test",
     "**/*.pyi",
     "**/*.pxd",
     "**/*.c",
@@ -40,8 +37,6 @@ UNREAD = (
 PROGRAMS = ("python*", "quire")
 # `torch.testing` and `numpy.testing` are no tests in this sense: the packages themselves import them.
 TESTS = ("numpy/**/tests", "sympy/**/tests", "sympy/**/benchmarks", "networkx/**/tests", "psutil/tests", "zmq/tests")
-# Tens of megabytes of modules of which a process loads none, or a few, by name: compiled when one is.
-COMPILED_WHEN_USED = ("/kubernetes/client/", "/kubernetes/aio/client/api/", "/kubernetes/aio/client/models/")
 
 
 def read_requirements(pyproject: Path, extras: Sequence[str]) -> Iterator[str]:
@@ -72,11 +67,7 @@ def compile_all(site_packages: Path) -> None:
     """Write bytecode that is valid whatever the sources' times are: copying an image's layers may change those."""
     for cache in sorted(site_packages.rglob("__pycache__")):
         shutil.rmtree(cache)
-    sources = [
-        path
-        for path in sorted(site_packages.rglob("*.py"))
-        if not any(part in path.as_posix() for part in COMPILED_WHEN_USED)
-    ]
+    sources = sorted(site_packages.rglob("*.py"))
     with ProcessPoolExecutor() as pool:
         list(pool.map(_compile, sources, chunksize=64))
 
