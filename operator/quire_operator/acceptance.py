@@ -75,6 +75,7 @@ def read_manifest(manifest: Manifest) -> LLMDeployment | None:
 def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Accepted:
     deployment = LLMDeployment.from_manifest(observed.manifest)
     source = find_source(deployment)
+    _check_served(deployment)
     _check_model(deployment, cluster, settings)
     _check_claim(source, observed)
     engine = read_engine_settings(deployment)
@@ -90,6 +91,18 @@ def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Ac
     accepted = Accepted(deployment=deployment, source=source, engine=engine, hardware_by_profile=hardware_by_profile)
     _check_documents(accepted, cluster, settings)
     return accepted
+
+
+def _check_served(deployment: LLMDeployment) -> None:
+    """Refuse what the resource has a field for and nothing acts on yet: to ignore it would be a lie."""
+    if deployment.spec.adapters:
+        raise RefusedError("NotSupported", "spec.adapters: adapters are not served yet; remove them")
+    expose = deployment.spec.expose
+    fields = {"ingress": expose.ingress, "httpRoute": expose.http_route, "inferencePool": expose.inference_pool}
+    for name, value in fields.items():
+        if value:
+            message = f"nothing is exposed yet; remove it, and lead your own route to Service {deployment.name}"
+            raise RefusedError("NotSupported", f"spec.expose.{name}: {message}")
 
 
 def _check_model(deployment: LLMDeployment, cluster: ClusterFacts, settings: Settings) -> None:

@@ -149,6 +149,9 @@ def test_a_child_on_its_way_out_is_waited_for() -> None:
         ({"model": {"uri": "oci://r.io/model:1"}}, "ImageVolumesUnsupported", "spec.model.uri"),
         ({"podTemplate": {"spec": {"containers": "x"}}}, "InvalidPodTemplate", "spec.podTemplate"),
         ({"observability": {"serviceMonitor": "always"}}, "ServiceMonitorMissing", "spec.observability.serviceMonitor"),
+        ({"adapters": [{"name": "sql", "uri": "hf://a/lora"}]}, "NotSupported", "spec.adapters"),
+        ({"expose": {"ingress": {"host": "llm.example"}}}, "NotSupported", "spec.expose.ingress"),
+        ({"expose": {"inferencePool": True}}, "NotSupported", "spec.expose.inferencePool"),
         ({"scaling": {"mode": "HPA"}}, "ScalingModeUnsupported", "spec.scaling.mode"),
         (
             {"scaling": {"schedules": [{"start": "0 8 * * 1-9", "end": "0 18 * * *", "min": 1}]}},
