@@ -29,23 +29,30 @@ class Cluster:
     """Where the stories run. `node` is None in a cluster that is not ours."""
 
     kubeconfig: Path
+    kubectl: Path
     helm: Path
     host: str
     """This machine's address, as pods reach it."""
     node: Node | None
 
 
+def bind_kubectl(cluster: Cluster, namespace: str = "default") -> Kubectl:
+    return Kubectl(cluster.kubectl, cluster.kubeconfig, namespace)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     given = os.environ.get("KUBECONFIG")
     if given:
-        helm = shutil.which("helm")
+        kubectl, helm = shutil.which("kubectl"), shutil.which("helm")
+        assert kubectl, "with KUBECONFIG, kubectl must be on the PATH"
         assert helm, "with KUBECONFIG, helm must be on the PATH"
         host = os.environ["QUIRE_E2E_HOST"]
-        yield Cluster(kubeconfig=Path(given), helm=Path(helm), host=host, node=None)
+        yield Cluster(kubeconfig=Path(given), kubectl=Path(kubectl), helm=Path(helm), host=host, node=None)
         return
     with running_node() as node:
-        yield Cluster(kubeconfig=node.kubeconfig, helm=node.helm, host=NODE_ADDRESS, node=node)
+        kubectl = node.admin.binary
+        yield Cluster(kubeconfig=node.kubeconfig, kubectl=kubectl, helm=node.helm, host=NODE_ADDRESS, node=node)
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +82,7 @@ def chart(cluster: Cluster, images: Images, hub: Hub, tmp_path_factory: pytest.T
     """The chart, installed from this tree."""
     values = tmp_path_factory.mktemp("chart") / "values.yaml"
     values.write_text(yaml.safe_dump(chart_values(images, hub)))
-    installed = Chart(cluster.helm, Kubectl(cluster.kubeconfig, "default"), values)
+    installed = Chart(cluster.helm, bind_kubectl(cluster), values)
     installed.install()
     yield installed
     installed.uninstall()
@@ -94,7 +101,7 @@ def chart_values(images: Images, hub: Hub) -> dict[str, object]:
 def kubectl(cluster: Cluster, chart: Chart, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """kubectl in a namespace of the story's own, which takes only restricted pods."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.originalname.removeprefix("test_"))[:50].strip("-")
-    bound = Kubectl(cluster.kubeconfig, name)
+    bound = bind_kubectl(cluster, name)
     bound("delete", "namespace", name, "--ignore-not-found", timeout_s=150)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     bound.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -105,7 +112,7 @@ def kubectl(cluster: Cluster, chart: Chart, request: pytest.FixtureRequest) -> I
 @pytest.fixture
 def rules_kubectl(cluster: Cluster) -> Kubectl:
     """kubectl where the CRD is, with or without an operator."""
-    bound = Kubectl(cluster.kubeconfig, "default")
+    bound = bind_kubectl(cluster)
     bound("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "llmdeployment.yaml"))
     return bound
 

@@ -9,6 +9,7 @@ CHILDREN = (
     ("deployment", "drifting", {"spec": {"progressDeadlineSeconds": 7}}),
     ("deployment", "drifting", {"spec": {"replicas": 3}}),
     ("service", "drifting", {"spec": {"selector": {"quire.dev/deployment": "another"}}}),
+    ("service", "drifting", {"spec": {"ports": [{"name": "http", "port": 81, "targetPort": 8000}]}}),
     ("service", "drifting-pods", {"spec": {"publishNotReadyAddresses": False}}),
     ("poddisruptionbudget", "drifting", {"spec": {"maxUnavailable": 0}}),
     ("networkpolicy", "drifting", {"spec": {"policyTypes": ["Ingress"]}}),

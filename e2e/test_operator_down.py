@@ -47,6 +47,7 @@ def test_no_request_fails_without_an_api_server(
         describe=kubectl.describe_all,
     )
     answered, failed = stop_background_load(kubectl)
+    api_server.wait_followed(kubectl)
     assert answered > 20
     assert failed == []
     after = kubectl.llm("steady")["status"]

@@ -30,6 +30,7 @@ _SETTINGS = (
     "vm/overcommit_memory",
     "vm/panic_on_oom",
 )
+_GUARD = "KUBE-QUIRE-GUARD"  # removed with kube-proxy's own chains, for its name begins as theirs do
 _TABLES = ("filter", "mangle", "nat")
 
 
@@ -53,6 +54,16 @@ def write_cni_config(directory: Path) -> None:
     }
     content = {"cniVersion": "0.4.0", "name": CNI_NETWORK, "plugins": [bridge]}
     (directory / "10-quire.conflist").write_text(json.dumps(content, indent=2))
+
+
+def refuse_unknown_services() -> None:
+    """Refuse packets to addresses of Services that are gone: the default route would lead them out of the machine.
+
+    kube-proxy has rewritten the destination of all others before this chain is reached.
+    """
+    script = ["*filter", f":{_GUARD} - [0:0]", f"-A {_GUARD} -d {SERVICE_CIDR} -j REJECT"]
+    script += [f"-I {chain} -j {_GUARD}" for chain in ("FORWARD", "OUTPUT")]
+    run(["iptables-restore", "--noflush", "--wait"], text_input="\n".join([*script, "COMMIT", ""]))
 
 
 def save_settings(path: Path) -> None:

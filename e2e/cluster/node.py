@@ -102,6 +102,7 @@ class Node:
         self.paths.state.mkdir(parents=True)
         network.save_settings(self.paths.state / "settings.json")
         network.create_node_link()
+        network.refuse_unknown_services()
         with ThreadPoolExecutor() as pool:
             runtime_ready = pool.submit(self._start_runtime, archives)
             self.control_plane.start(extra_flags=[f"--advertise-address={network.NODE_ADDRESS}"])

@@ -1,7 +1,7 @@
 """Runs inside a pod: one streamed chat completion. Arguments: URL, model, question. Prints one JSON object.
 
 A refused connection is tried again for a while: kube-proxy tells a node of an endpoint that comes back up to a second
-after the API knows it, and no operator can know when it has.
+after the API knows it, cluster DNS remembers a Service's old address for some, and no operator can know when they have.
 """
 
 import http.client
@@ -30,6 +30,8 @@ def connect(until: float) -> http.client.HTTPResponse:
             answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=120)
             return answer
         except urllib.error.URLError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                sys.exit(f"HTTP {error.code}: {error.read(2000)!r}")
             if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > until:
                 raise
             time.sleep(0.1)
@@ -39,7 +41,7 @@ start = time.monotonic()
 first_s = None
 text = ""
 num_chunks = 0
-with connect(until=start + 5) as response:
+with connect(until=start + 15) as response:
     for line in response:
         if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
             continue

@@ -33,18 +33,19 @@ def run(words: Sequence[str], *, stdin: str | None = None, timeout_s: float = 12
 class Kubectl:
     """One cluster and one namespace."""
 
-    def __init__(self, kubeconfig: Path, namespace: str) -> None:
+    def __init__(self, binary: Path, kubeconfig: Path, namespace: str) -> None:
         self.kubeconfig = kubeconfig
         self.namespace = namespace
+        self._binary = binary
 
     def words(self, *words: str) -> list[str]:
-        return ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *words]
+        return [str(self._binary), f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *words]
 
     def __call__(self, *words: str, stdin: str | None = None, timeout_s: float = 120.0, check: bool = True) -> str:
         return run(self.words(*words), stdin=stdin, timeout_s=timeout_s, check=check)
 
     def inside(self, namespace: str) -> "Kubectl":
-        return Kubectl(self.kubeconfig, namespace)
+        return Kubectl(self._binary, self.kubeconfig, namespace)
 
     def apply(self, *manifests: Manifest) -> str:
         return self("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))

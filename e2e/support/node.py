@@ -1,6 +1,7 @@
 """The API server of the node that the stories run on, when a story wants it gone for a while."""
 
 import json
+import subprocess
 from pathlib import Path
 
 from cluster.node import Node
@@ -13,11 +14,34 @@ LOAD = Path(__file__).resolve().parent / "load.py"
 class ApiServer:
     """Stops and starts kube-apiserver; pods go on meanwhile."""
 
+    PROBE = "after-restart"
+
     def __init__(self, node: Node) -> None:
         self._node = node
 
     def restart(self) -> None:
         self._node.control_plane.restart_api_server()
+
+    def wait_followed(self, kubectl: Kubectl) -> None:
+        """Wait until kube-proxy acts on news again: its watches come back with a pause of up to half a minute."""
+        labels = {"kubernetes.io/service-name": self.PROBE}
+        port = {"name": "http", "port": 80}
+        kubectl.apply(
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": self.PROBE}, "spec": {"ports": [port]}},
+            {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {"name": self.PROBE, "labels": labels},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.244.0.254"]}],
+                "ports": [port],
+            },
+        )
+        wait_for("kube-proxy follows", lambda: f"{self.PROBE}:http -> 10.244.0.254" in _nat_rules(), timeout_s=90)
+
+
+def _nat_rules() -> str:
+    return subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout
 
 
 def background_load(namespace: str, name: str, image: str) -> Manifest:
