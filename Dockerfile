@@ -119,6 +119,8 @@ COPY --from=quire /overlay /opt/quire
 EXPOSE 8080
 CMD ["gateway", "--config", "/etc/quire/gateway.yaml"]
 
+# Triton compiles small C modules with $CC, gcc or clang and Python's headers when its first kernel starts. This image has
+# no compiler: it serves with torch's own kernels, and a kernel of Triton's needs an image built on top that adds gcc.
 FROM image AS server-cuda
 LABEL org.opencontainers.image.title="Quire server for NVIDIA GPUs"
 COPY --from=server-cuda-environment /opt/quire /opt/quire

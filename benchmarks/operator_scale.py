@@ -7,7 +7,8 @@ Measures, with `quire operator` as a process of its own and with RBAC as nobody 
 * calls to the API server in quiet seconds, and calls that write after a restart.
 
 Calls are counted from the API server's audit log, not from what the operator says of itself. No node runs a download
-Job, so the volumes say from the start that their models are there.
+Job, so the volumes say from the start that their models are there; and no node runs a server, so this program makes the
+pods that the Deployments ask for and says that they are ready, as controllers and kubelets would.
 """
 
 import argparse
@@ -81,6 +82,10 @@ class Api:
             answer: Manifest = await response.json()
             return answer
 
+    async def delete(self, path: str) -> None:
+        async with self._session.delete(self._server + path, json={"gracePeriodSeconds": 0}) as response:
+            assert response.status in (200, 404), await response.text()
+
     async def items(self, path: str) -> list[Manifest]:
         query = {"labelSelector": f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"} if names.PLURAL not in path else {}
         async with self._session.get(self._server + path, params=query) as response:
@@ -123,7 +128,10 @@ async def populate(api: Api, plane: ControlPlane, count: int) -> None:
         namespace = f"scale-{number}"
         await api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
         for model in range(MODELS_PER_NAMESPACE):
-            await api.create(f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", volume(model_uri(model)))
+            claim, path = volume(model_uri(model)), f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+            await api.create(path, claim)
+            bound = {"status": {"phase": "Bound", "capacity": claim["spec"]["resources"]["requests"]}}
+            await api.patch(f"{path}/{claim['metadata']['name']}/status", bound)
     gate = asyncio.Semaphore(16)
 
     async def create(index: int) -> None:
@@ -220,6 +228,65 @@ async def wait_all(api: Api, count: int) -> None:
         await asyncio.sleep(0.25)
 
 
+async def run_pods(api: Api) -> None:
+    """Let each Deployment have a ready pod of its newest template, and none of another."""
+    found: dict[tuple[str, str], list[Manifest]] = {}
+    for pod in await api.items("/api/v1/pods"):
+        owner = pod["metadata"]["namespace"], pod["metadata"]["labels"][names.LABEL_DEPLOYMENT]
+        found.setdefault(owner, []).append(pod)
+    gate = asyncio.Semaphore(16)
+
+    async def run(deployment: Manifest) -> None:
+        metadata, template = deployment["metadata"], deployment["spec"]["template"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        revision = template["metadata"]["labels"][names.LABEL_REVISION]
+        pods = {pod["metadata"]["name"] for pod in found.get((namespace, name), ())}
+        wanted = f"{name}-{revision}"
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        async with gate:
+            if wanted not in pods:
+                manifest = {"metadata": {**template["metadata"], "name": wanted}, "spec": template["spec"]}
+                await api.create(path, manifest)
+                await api.patch(f"{path}/{wanted}/status", {"status": ready_pod_status()})
+            for old in pods - {wanted}:
+                await api.delete(f"{path}/{old}")
+            status = ready_deployment_status(metadata["generation"])
+            deployment_path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status"
+            await api.patch(deployment_path, {"status": status})
+
+    await asyncio.gather(*(run(deployment) for deployment in await api.items("/apis/apps/v1/deployments")))
+
+
+def ready_pod_status() -> Manifest:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    types = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+    server = {
+        "name": "server",
+        "image": "quire/server-cpu",
+        "imageID": "",
+        "ready": True,
+        "started": True,
+        "restartCount": 0,
+        "state": {"running": {"startedAt": now}},
+    }
+    return {
+        "phase": "Running",
+        "podIP": "127.0.0.1",
+        "startTime": now,
+        "conditions": [{"type": type_, "status": "True", "lastTransitionTime": now} for type_ in types],
+        "containerStatuses": [server],
+    }
+
+
+def ready_deployment_status(generation: int) -> Manifest:
+    conditions = [
+        {"type": "Available", "status": "True", "reason": "MinimumReplicasAvailable"},
+        {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"},
+    ]
+    counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas", "availableReplicas"), 1)
+    return {"observedGeneration": generation, **counts, "conditions": conditions}
+
+
 async def change_latencies(api: Api, count: int, num_changes: int) -> list[float]:
     """Seconds from the API server's answer to a change until the operator's write of its Deployment is seen."""
     latencies = []
@@ -270,10 +337,12 @@ async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[co
                 started = time.perf_counter()
                 await wait_all(api, count)
                 all_s = time.perf_counter() - started
-                memory_mb = resident_mb(pid)
+                await run_pods(api)
                 mark = await wait_quiet(plane, 0)
+                memory_mb = resident_mb(pid)
                 first_calls, _ = calls(plane, 0)
                 latencies = await change_latencies(api, count, num_changes)
+                await run_pods(api)
                 mark = await wait_quiet(plane, mark)
                 await asyncio.sleep(quiet_s)
                 quiet_calls, mark = calls(plane, mark)

@@ -46,6 +46,8 @@ LABEL_DEPLOYMENT: Final = f"{API_GROUP}/deployment"
 """Name of the LLMDeployment that a child belongs to."""
 LABEL_CACHE: Final = f"{API_GROUP}/cache"
 """`model_digest` of what a volume or a download Job holds."""
+LABEL_CLAIM: Final = f"{API_GROUP}/claim"
+"""On a serving pod: `claim_digest` of the PersistentVolumeClaim that it mounts."""
 LABEL_REVISION: Final = f"{API_GROUP}/revision"
 """On a workload and its pods: digest of the pod template that the operator rendered."""
 
@@ -59,10 +61,11 @@ ANNOTATION_LOAD_BUDGET: Final = f"{API_GROUP}/load-budget-seconds"
 nothing out."""
 ANNOTATION_ATTEMPT: Final = f"{API_GROUP}/attempt"
 """On a download Job: which try it is, from 1."""
+ANNOTATION_ATTEMPT_PREFIX: Final = f"attempt.{API_GROUP}/"
+"""On a claim, followed by `model_digest`: the number of the next try, and `ANNOTATION_APPLIED_HASH` of the Job that
+failed."""
 ANNOTATION_MODEL_URI: Final = f"{API_GROUP}/model-uri"
 ANNOTATION_MODEL_REVISION: Final = f"{API_GROUP}/model-revision"
-ANNOTATION_LAST_USED: Final = f"{API_GROUP}/last-used"
-"""When a cache volume lost its last user, RFC 3339."""
 ANNOTATION_RETAIN: Final = f"{API_GROUP}/retain"
 """On a cache volume: `false` where it goes when its last user is gone."""
 ANNOTATION_GROWN_FOR: Final = f"{API_GROUP}/grown-for"
@@ -75,13 +78,18 @@ def model_digest(uri: str, revision: str | None = None) -> str:
     return hashlib.sha256(f"{uri}\0{revision or ''}".encode()).hexdigest()[:8]
 
 
+def claim_digest(claim: str) -> str:
+    """Return eight hexadecimal digits that stand for a claim, whose name may be too long for a label."""
+    return hashlib.sha256(claim.encode()).hexdigest()[:8]
+
+
 def workload_name(name: str) -> str:
     """Name the Deployment or LeaderWorkerSet; its budget, its network policy and its ScaledObject have the same."""
     return name
 
 
 def service_name(name: str) -> str:
-    """Name the Service that clients call. It leads to the gateway."""
+    """Name the Service that clients call. It leads to the ready pods, until the gateway takes it over."""
     return name
 
 

@@ -34,6 +34,8 @@ UNREAD = (
     "**/*.pxd",
     "**/*.c",
 )
+# Packages that keep all they have. Triton compiles the C sources in its backends when it first meets a GPU.
+WHOLE = ("triton",)
 PROGRAMS = ("python*", "quire")
 # `torch.testing` and `numpy.testing` are no tests in this sense: the packages themselves import them.
 TESTS = ("numpy/**/tests", "sympy/**/tests", "sympy/**/benchmarks", "networkx/**/tests", "psutil/tests", "zmq/tests")
@@ -52,7 +54,8 @@ def remove_unread(site_packages: Path) -> int:
     freed = 0
     for pattern in (*UNREAD, *TESTS):
         for path in sorted(site_packages.glob(pattern)):
-            if not path.exists():  # below a folder that has just gone
+            is_kept = path.relative_to(site_packages).parts[0] in WHOLE
+            if is_kept or not path.exists():  # the latter: below a folder that has just gone
                 continue
             files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
             freed += sum(file.lstat().st_size for file in files)

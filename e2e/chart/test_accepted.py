@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +61,7 @@ def test_the_notes_say_what_comes_next(rendering: ModuleType, rules_kubectl: Kub
     plain = notes()
     assert "kubectl --namespace default get llm" in plain
     assert "crds/llmdeployment.yaml" in plain
-    assert "gateway.enabled" in plain
+    assert "spec.replicas is what runs" in plain
     found = re.search(r"<<EOF\n(.*?)  EOF", plain, re.DOTALL)
     assert found is not None
     rules_kubectl("apply", "--dry-run=server", "-f", "-", stdin=found[1])
@@ -71,3 +72,20 @@ def test_the_notes_say_what_comes_next(rendering: ModuleType, rules_kubectl: Kub
     scoped = notes("--set", "rbac.scope=namespace", "--set", "namespaces={team-a,team-b}")
     assert "team-a, team-b" in scoped
     assert "smollm2.team-a.svc" in scoped
+
+
+def test_whoever_may_install_into_a_namespace_alone_is_told_what_comes_next(
+    rendering: ModuleType, rules_kubectl: Kubectl
+) -> None:
+    name = f"chart-{uuid.uuid4().hex[:8]}"
+    rules_kubectl("create", "namespace", name)
+    try:
+        rules_kubectl.inside(name)("create", "rolebinding", "installer", "--clusterrole=admin", "--user=installer")
+        said = rendering.helm(
+            *("install", "quire", ROOT / "charts" / "quire", "--namespace", name, "--kube-as-user", "installer"),
+            *("--kubeconfig", rules_kubectl.kubeconfig, "--dry-run=server", "--set", "crds.enabled=false"),
+            *("--set", "rbac.scope=namespace"),
+        )
+        assert f"smollm2.{name}.svc" in said
+    finally:
+        rules_kubectl("delete", "namespace", name, "--wait=false")

@@ -101,15 +101,15 @@ def test_the_operator_may_do_what_its_code_does(documents: list[Document]) -> No
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    watching = {(kind.group, kind.plural, verb) for kind in WATCHED_KINDS for verb in ("get", "list", "watch")}
+    watching = {(kind.group, kind.plural, verb) for kind in WATCHED_KINDS for verb in ("list", "watch")}
     writing = {
         (kind.group, kind.plural, verb)
         for kind in (*OWNED_KINDS, *SHARED_KINDS)
-        for verb in ("create", "patch", "delete")
+        for verb in ("get", "create", "update", "patch", "delete")
     }
     own = {(names.API_GROUP, names.PLURAL, "patch"), (names.API_GROUP, f"{names.PLURAL}/status", "patch")}
     lease = {("coordination.k8s.io", "leases", verb) for verb in ("create", "get", "update")}
-    other = {("", "pods", "patch"), *(("", "events", verb) for verb in ("list", "create", "patch"))}
+    other = {("", "pods", "patch"), *(("", "events", verb) for verb in ("list", "create"))}
     is_whole_cluster = any(one["kind"] == "ClusterRoleBinding" for one in documents)
     other |= {("storage.k8s.io", "storageclasses", "list")} if is_whole_cluster else set()
     assert allowed == watching | writing | own | lease | other

@@ -20,6 +20,7 @@ from quire_operator.observed import Observed
 from quire_operator.profiles import check_profiles
 from quire_operator.resources.render import render_children
 from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.volume import access_modes_of
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_operator.volumes import Source, find_source
@@ -76,6 +77,8 @@ def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Ac
     deployment = LLMDeployment.from_manifest(observed.manifest)
     source = find_source(deployment)
     _check_served(deployment)
+    _check_engine_served(deployment)
+    _check_one_device(deployment)
     _check_model(deployment, cluster, settings)
     _check_claim(source, observed)
     engine = read_engine_settings(deployment)
@@ -89,7 +92,7 @@ def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Ac
     _check_scaling(deployment)
     _check_monitoring(deployment, cluster)
     accepted = Accepted(deployment=deployment, source=source, engine=engine, hardware_by_profile=hardware_by_profile)
-    _check_documents(accepted, cluster, settings)
+    _check_documents(accepted, observed, cluster, settings)
     return accepted
 
 
@@ -103,6 +106,32 @@ def _check_served(deployment: LLMDeployment) -> None:
         if value:
             message = f"nothing is exposed yet; remove it, and lead your own route to Service {deployment.name}"
             raise RefusedError("NotSupported", f"spec.expose.{name}: {message}")
+    if deployment.spec.access.api_keys_secret is not None:
+        message = "nothing asks for keys yet, so all could use the model; remove it, and see who reaches the Service"
+        raise RefusedError("NotSupported", f"spec.access.apiKeysSecretRef: {message}")
+
+
+def _check_engine_served(deployment: LLMDeployment) -> None:
+    """Refuse what the server refuses when it starts, before a model is fetched or a pod that serves is replaced."""
+    engine = deployment.spec.engine
+    cures = {
+        "quantization": (engine.quantization is not None, "remove it; weights are used as the checkpoint has them"),
+        "kvCacheDtype": (engine.kv_cache_dtype != "auto", "remove it, or set auto"),
+        "speculative": (engine.speculative is not None, "remove it"),
+    }
+    for name, (is_asked, cure) in cures.items():
+        if is_asked:
+            raise RefusedError("NotSupported", f"spec.engine.{name}: this version's server does not do that; {cure}")
+
+
+def _check_one_device(deployment: LLMDeployment) -> None:
+    """Refuse more devices than the server uses. All else is ready for them: the next server needs only this to go."""
+    engine = deployment.spec.engine
+    sizes = {"tensorParallelSize": engine.tensor_parallel_size, "pipelineParallelSize": engine.pipeline_parallel_size}
+    for name, size in sizes.items():
+        if size > 1:
+            message = "this version's server uses one device; remove it, or set 1"
+            raise RefusedError("NotSupported", f"spec.engine.{name}: {message}")
 
 
 def _check_model(deployment: LLMDeployment, cluster: ClusterFacts, settings: Settings) -> None:
@@ -180,7 +209,7 @@ def _check_monitoring(deployment: LLMDeployment, cluster: ClusterFacts) -> None:
         )
 
 
-def _check_documents(accepted: Accepted, cluster: ClusterFacts, settings: Settings) -> None:
+def _check_documents(accepted: Accepted, observed: Observed, cluster: ClusterFacts, settings: Settings) -> None:
     """See whether every document can be made (podTemplate merges), before any is sent."""
     for hardware in accepted.hardware_by_profile.values():
         render_children(
@@ -191,6 +220,7 @@ def _check_documents(accepted: Accepted, cluster: ClusterFacts, settings: Settin
                 hardware=hardware,
                 claim=accepted.source.claim,
                 facts=None if accepted.source.claim is None else _TRIAL_FACTS,
+                access_modes=access_modes_of(observed.volume),
                 replicas=1,
                 load_budget_s=1.0,
                 target_pending_per_replica=1,

@@ -6,25 +6,46 @@ else has made under a wanted name. Decides nothing else.
 """
 
 import dataclasses
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Final
 
 from quire_contract import names
 from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.kube import (
+    ConflictError,
     ForbiddenError,
     InvalidError,
     Kube,
     KubeError,
+    MistypedError,
     NamespaceTerminatingError,
     NameTakenError,
     NotFoundError,
     UnreachableError,
 )
-from quire_operator.objects import Manifest, Ref, annotation_of, label_of, ref_of
+from quire_operator.objects import (
+    LEADER_WORKER_SET,
+    OPTIONAL_KINDS,
+    Manifest,
+    Ref,
+    annotation_of,
+    label_of,
+    ref_of,
+)
 from quire_operator.store import Store, owner_uids
 from quire_operator.times import format_time
+
+logger = logging.getLogger(__name__)
+
+REPLACE_MANAGER: Final = f"{names.FIELD_MANAGER}-replace"
+"""Who puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
+_POD_TEMPLATE: Final = re.compile(r"spec\.(template|leaderWorkerTemplate\.(leader|worker)Template)\b")
+_SERVES_WITHOUT: Final = frozenset(OPTIONAL_KINDS) - {LEADER_WORKER_SET}
+"""Kinds without which a model serves all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +54,23 @@ class Refusal:
 
     ref: Ref
     error: KubeError
+    is_minor: bool = False
+    """The deployment can do without: it is tried again, and says nothing against the spec."""
 
     def as_verdict(self) -> Verdict:
         """Say it as the answer to whether the spec is accepted."""
-        reasons = {InvalidError: "RefusedByServer", ForbiddenError: "Forbidden", NameTakenError: "NameTaken"}
-        message = f"{self.ref}: {self.error}"
-        if isinstance(self.error, InvalidError) and self.error.fields:
-            message = f"{self.ref}: " + "; ".join(f"{path}: {text}" for path, text in self.error.fields)
-        return Verdict(holds=False, reason=reasons[type(self.error)], message=message)
+        error, reason, message = self.error, "RefusedByServer", f"{self.ref}: {self.error}"
+        if isinstance(error, ForbiddenError):
+            reason = "Forbidden"
+        elif isinstance(error, NameTakenError):
+            reason = "NameTaken"
+        elif isinstance(error, InvalidError) and error.fields:
+            message = f"{self.ref}: " + "; ".join(f"{path}: {text}" for path, text in error.fields)
+            if isinstance(error, MistypedError) and any(_POD_TEMPLATE.match(path) for path, _ in error.fields):
+                # What is rendered is well-typed, so it is what the user has merged into it.
+                reason = "InvalidPodTemplate"
+                message = f"spec.podTemplate: {message}; correct it in spec.podTemplate"
+        return Verdict(holds=False, reason=reason, message=message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +88,8 @@ class Applied:
 
     @property
     def is_complete(self) -> bool:
-        return not self.refusals and self.failure is None and not self.is_namespace_ending
+        is_refused = any(not refusal.is_minor for refusal in self.refusals)
+        return not is_refused and self.failure is None and not self.is_namespace_ending
 
 
 async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, now: float) -> Applied:
@@ -74,7 +105,7 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
             if outcome is _Outcome.DONE:
                 done.append(action)
         except (InvalidError, ForbiddenError, NameTakenError) as error:
-            refusals.append(Refusal(ref=_ref_of(action), error=error))
+            refusals.append(_refusal(action, error))
         except NamespaceTerminatingError:
             is_namespace_ending = True
         except KubeError as error:
@@ -91,10 +122,19 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
 
 
 def with_refusals(plan: Plan, applied: Applied) -> Plan:
-    """Return the plan with what the API server refused as its verdict on the spec."""
-    if not applied.refusals or plan.accepted.holds is False:
+    """Return the plan with what the API server refused, and what matters, as its verdict on the spec."""
+    refusal = next((refusal for refusal in applied.refusals if not refusal.is_minor), None)
+    if refusal is None or plan.accepted.holds is False:
         return plan
-    return dataclasses.replace(plan, accepted=applied.refusals[0].as_verdict())
+    return dataclasses.replace(plan, accepted=refusal.as_verdict())
+
+
+def _refusal(action: Action, error: KubeError) -> Refusal:
+    ref = _ref_of(action)
+    is_minor = isinstance(action, Annotate) or ref.kind in _SERVES_WITHOUT
+    if is_minor:
+        logger.warning("Refused, and done without until it is taken object=%s error=%s", ref, error)
+    return Refusal(ref=ref, error=error, is_minor=is_minor)
 
 
 class _Outcome(Enum):
@@ -125,17 +165,16 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
     ref = ref_of(manifest)
     if store.is_ending(ref):
         return _Outcome.NOTHING  # the event that it is gone brings the key back
-    if store.get(ref) is None:
+    before = store.get(ref)
+    if before is None:
         live = await kube.get(ref)
         if live is not None:
-            if not _is_ours(live, manifest):
-                kind = names.KIND
-                raise NameTakenError(
-                    f"an object of this name exists and is not Quire's; delete it or rename the {kind}"
-                )
+            _check_is_free(live, manifest)
             if store.put(live):
                 return _Outcome.LEARNED
-    before = store.get(ref)
+        before = store.get(ref)  # the watch may have told of it meanwhile
+    else:
+        _check_owner(before, manifest)
     after = await (kube.apply(manifest) if before is None else _apply_over(kube, manifest))
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
@@ -149,16 +188,36 @@ async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
     port, the item that we send stands beside the edited one, and together they are invalid for ever.
     """
     try:
-        return await kube.apply(manifest)
+        after = await kube.apply(manifest)
+    except MistypedError:
+        raise  # putting it would drop the field without a word, and change the rest
     except InvalidError as error:
         live = await kube.get(ref_of(manifest))
         if live is None:
             raise
         try:
-            await kube.replace(_whole(manifest, live))
-        except InvalidError:
+            return await _replace(kube, manifest, live)
+        except (InvalidError, ForbiddenError):
             raise error from None  # the document itself is at fault, and this says so in its own terms
-        return await kube.apply(manifest)
+    # Where a replacement was broken off halfway, what this document no longer names is still there.
+    is_replaced = any(entry.get("manager") == REPLACE_MANAGER for entry in _managed_fields(after))
+    return await _replace(kube, manifest, after) if is_replaced else after
+
+
+async def _replace(kube: Kube, manifest: Manifest, live: Manifest) -> Manifest:
+    """Put the whole object, then own its fields by apply alone.
+
+    Whoever puts an object owns what that changed as well. Left so, a field that is not applied any more would stay.
+    """
+    await kube.replace(_whole(manifest, live), manager=REPLACE_MANAGER)
+    after = await kube.apply(manifest)
+    kept = [entry for entry in _managed_fields(after) if entry.get("manager") != REPLACE_MANAGER]
+    metadata = {"resourceVersion": _version(after), "managedFields": kept}
+    return await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
+
+
+def _managed_fields(manifest: Manifest) -> list[Manifest]:
+    return manifest["metadata"].get("managedFields") or []
 
 
 def _whole(manifest: Manifest, live: Manifest) -> Manifest:
@@ -177,6 +236,28 @@ async def _patch(kube: Kube, store: Store, ref: Ref, patch: Manifest) -> _Outcom
     except NotFoundError:
         return _Outcome.NOTHING  # gone meanwhile, which the watch will tell
     return _Outcome.DONE
+
+
+def _check_is_free(live: Manifest, wanted: Manifest) -> None:
+    """Raise unless an object that the store did not know may be taken for the wanted one."""
+    if not _is_ours(live, wanted):
+        message = f"an object of this name exists and is not Quire's; delete it or rename the {names.KIND}"
+        raise NameTakenError(message)
+    _check_owner(live, wanted)
+
+
+def _check_owner(live: Manifest, wanted: Manifest) -> None:
+    """Raise where an object of ours is another LLMDeployment's: a former one of this name, or another name's."""
+    if not owner_uids(live) or not owner_uids(wanted) or not owner_uids(live).isdisjoint(owner_uids(wanted)):
+        return
+    if _owner_names(live).isdisjoint(_owner_names(wanted)):
+        owner = ", ".join(sorted(_owner_names(live)))
+        raise NameTakenError(f"it belongs to {names.KIND} {owner}; rename one of the two")
+    raise ConflictError(f"{ref_of(live)} belongs to a deleted {names.KIND} of this name; waiting until it is gone")
+
+
+def _owner_names(manifest: Manifest) -> set[str]:
+    return {owner["name"] for owner in manifest["metadata"]["ownerReferences"] if owner["kind"] == names.KIND}
 
 
 def _is_ours(live: Manifest, wanted: Manifest) -> bool:

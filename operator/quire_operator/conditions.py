@@ -51,6 +51,12 @@ _ZERO_UNANSWERED: Final = (
     "No replicas are wanted, and no gateway holds requests until one is there; set spec.replicas to at least 1"
 )
 _SURGE_CURE: Final = "free what it asks for, or set spec.rollout.strategy to Replace"
+_NOT_BESIDE_VOLUME: Final = "didn't match pod affinity rules"
+"""What the scheduler says where pods must stay on the node that their volume is attached to."""
+_ONE_NODE_CURE: Final = (
+    "free what it asks for on the node that the ReadWriteOnce volume is attached to, or use a volume with"
+    " spec.cache.accessMode ReadWriteMany"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +235,7 @@ def judge_rollout(situation: Situation, plan: Plan) -> Condition:
         return _blocked(situation.workload_problem.line)
     current = situation.current_problem if situation.is_template_current else None
     if current is not None and current.stage is Stage.SCHEDULING:
-        return _blocked(f"{current.detail}; {_SURGE_CURE}" if situation.num_old else current.detail)
+        return _blocked("; ".join((current.detail, *_cures(current, situation))))
     if current is not None:
         message = f"{current.line}; the old pods go on serving" if situation.num_old else current.line
         return Condition(type=ROLLOUT_COMPLETE, holds=False, reason=ROLLOUT_FAILED, message=message)
@@ -239,6 +245,12 @@ def judge_rollout(situation: Situation, plan: Plan) -> Condition:
     message = f"{_count(situation.num_old, 'replica')} of an older template left" if situation.num_old else ""
     message = message or f"{situation.num_ready} of {_count(situation.desired, 'replica')} ready"
     return Condition(type=ROLLOUT_COMPLETE, holds=False, reason=PROGRESSING, message=message)
+
+
+def _cures(unscheduled: Finding, situation: Situation) -> tuple[str, ...]:
+    if _NOT_BESIDE_VOLUME in unscheduled.detail:
+        return (f"{_ONE_NODE_CURE}, or set spec.rollout.strategy to Replace" if situation.num_old else _ONE_NODE_CURE,)
+    return (_SURGE_CURE,) if situation.num_old else ()
 
 
 def _blocked(message: str) -> Condition:

@@ -85,6 +85,14 @@ def find_obstacle(pods: Sequence[Manifest]) -> Verdict | None:
     return None
 
 
+def unschedulable_since(pods: Sequence[Manifest]) -> float | None:
+    """Return since when the newest pod finds no node (0.0 where that is not known); None while it is not so."""
+    if not pods or _phase(pods[-1]) != "Pending":
+        return None
+    condition = unschedulable_condition(pods[-1])
+    return None if condition is None else parse_time(condition.get("lastTransitionTime")) or 0.0
+
+
 def is_under_way(pods: Sequence[Manifest], observed: Observed) -> bool:
     """Whether the newest pod has got as far as listing the files, which refutes what failed before it."""
     progress = observed.progress

@@ -1,10 +1,11 @@
 """Is the model in its volume, and what has to be done that it will be: the volume, the Job, and the facts it leaves.
 
 Facts are an annotation of the claim; while it is there the model is cached and no Job is wanted. A Job is immutable:
-one that should be different is deleted and made again. A Job that has failed for good is made again after a while,
-longer each time; the old one stays until then, because it holds the count. Jobs and cache volumes are shared: where
-another LLMDeployment uses the same volume, a Job that is merely different is left alone while it does not fail, and
-then replaced no faster than a failed one, or two of them would take turns for ever.
+one that should be different is deleted, and made again when it is gone. A Job that has failed for good is made again
+after a while, longer each time; the claim holds the count, because it outlives the Job. Jobs and cache volumes are
+shared: where another LLMDeployment uses the same volume, a Job that is merely different is left alone while it does not
+fail, and then replaced no faster than a failed one, or two of them would take turns for ever. A Job is no different for
+being placed elsewhere than wanted: that matters only while its pod finds no node.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from quire_contract.model_facts import ModelFacts, decode_facts, encode_facts
 from quire_contract.names import (
     ANNOTATION_APPLIED_HASH,
     ANNOTATION_ATTEMPT,
+    ANNOTATION_ATTEMPT_PREFIX,
     ANNOTATION_FACTS_PREFIX,
     model_digest,
 )
@@ -29,10 +31,12 @@ from quire_operator.download_pods import (
     find_obstacle,
     is_under_way,
     pods_of_job,
+    unschedulable_since,
 )
 from quire_operator.objects import JOB, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
-from quire_operator.resources.download_job import render_download_job
+from quire_operator.resources.download_job import placement_of, render_download_job
+from quire_operator.resources.render_input import Hardware
 from quire_operator.rollout import condition_of, earliest, is_ending
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
@@ -63,9 +67,13 @@ def plan_model(
     settings: Settings,
     *,
     source: Source,
+    hardware: Hardware,
     now: float,
 ) -> ModelPlan:
-    """Decide about volume and download. A claim of the user's must exist (`acceptance.py` sees to it)."""
+    """Decide about volume and download. A claim of the user's must exist (`acceptance.py` sees to it).
+
+    `hardware` is what the model is to be served on.
+    """
     if source.claim is None:
         return ModelPlan(verdict=Verdict(holds=True, reason="ImageVolume", message="The model is mounted as an image."))
     facts = recorded_facts(deployment, observed.volume)
@@ -83,6 +91,7 @@ def plan_model(
         deployment=deployment,
         observed=observed,
         settings=settings,
+        hardware=hardware,
         claim=source.claim,
         now=now,
         pods=pods,
@@ -98,8 +107,8 @@ def plan_model(
 
 
 def recorded_facts(deployment: LLMDeployment, volume: Manifest | None) -> ModelFacts | None:
-    """Return the facts that a claim carries about the deployment's model."""
-    if volume is None:
+    """Return the facts that a claim carries about the deployment's model. One that is ending can be mounted no more."""
+    if volume is None or is_ending(volume):
         return None
     text = annotation_of(volume, _facts_annotation(deployment))
     return None if text is None else decode_facts(text)
@@ -112,6 +121,7 @@ class _Download:
     deployment: LLMDeployment
     observed: Observed
     settings: Settings
+    hardware: Hardware
     claim: str
     now: float
     pods: Sequence[Manifest]
@@ -129,17 +139,16 @@ def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: Volum
 def _plan_job(given: _Download) -> ModelPlan:
     job = given.observed.job
     if job is None:
-        return ModelPlan(verdict=_progress_verdict(given), actions=(_create(given, attempt=1),))
+        return ModelPlan(verdict=_progress_verdict(given), actions=(_create(given),))
     if is_ending(job):
         return ModelPlan(verdict=_progress_verdict(given))
     facts = find_facts(given.pods)
     volume = given.observed.volume
     if facts is not None and volume is not None:
-        record = Annotate(
-            ref=claim_ref(volume),
-            annotations={_facts_annotation(given.deployment): encode_facts(facts).decode()},
-            reason="Downloaded",
-        )
+        annotations = {_facts_annotation(given.deployment): encode_facts(facts).decode()}
+        if annotation_of(volume, _attempt_annotation(given.deployment)):
+            annotations[_attempt_annotation(given.deployment)] = ""
+        record = Annotate(ref=claim_ref(volume), annotations=annotations, reason="Downloaded")
         done = _cached(facts, given.observed, Source(claim=given.claim), VolumePlan())
         return replace(done, actions=(record, *done.actions))
     ended_at = _ended_at(job)
@@ -154,32 +163,58 @@ def _plan_job(given: _Download) -> ModelPlan:
 def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
     """Leave a Job to its own retries, unless it is no longer the one that is wanted."""
     verdict = _progress_verdict(given)
-    if not _is_different(given, job):
+    stuck_at = _misplaced_since(given, job)
+    if stuck_at is None and not _is_different(given, job):
         return ModelPlan(verdict=verdict)
-    attempt = 1
-    if given.observed.other_cache_users:
-        if given.failure is None or is_under_way(given.pods, given.observed):
-            return ModelPlan(verdict=verdict)
-        attempt = min(_attempt_of(job) + 1, _MAX_ATTEMPT)
-        left_s = (given.failure.time or given.now) + _backoff_s(_attempt_of(job)) - given.now
-        if left_s > 0:
-            return ModelPlan(verdict=verdict, requeue_after_s=left_s)
-    return ModelPlan(verdict=verdict, actions=_replace_job(given, job, "Replaced: another download is wanted", attempt))
+    actions = _delete_job(job, "Replaced: another download is wanted")
+    if not given.observed.other_cache_users:
+        return ModelPlan(verdict=verdict, actions=actions)
+    if stuck_at is None and given.failure is not None and not is_under_way(given.pods, given.observed):
+        stuck_at = given.failure.time or given.now
+    if stuck_at is None:
+        return ModelPlan(verdict=verdict)
+    left_s = stuck_at + _backoff_s(_attempt_of(job)) - given.now
+    if left_s > 0:
+        return ModelPlan(verdict=verdict, requeue_after_s=left_s)
+    return ModelPlan(verdict=verdict, actions=(*_record_attempt(given, job), *actions))
 
 
 def _retry(given: _Download, job: Manifest, ended_at: float) -> ModelPlan:
     """Make an ended Job that left no model again: at once where a changed one may do better, else after a while."""
-    attempt = _attempt_of(job)
     is_changed = _is_different(given, job) and not given.observed.other_cache_users
-    left_s = ended_at + _backoff_s(attempt) - given.now
+    left_s = ended_at + _backoff_s(_attempt_of(job)) - given.now
     verdict = _progress_verdict(given)
     if given.failure is None:
         message = "The download ended, and its result is not known; it is made again."
         verdict = given.volume.trouble or Verdict(holds=False, reason="DownloadFailed", message=message)
-    if left_s > 0 and not is_changed:
-        return ModelPlan(verdict=verdict, requeue_after_s=left_s)
-    next_attempt = 1 if is_changed else min(attempt + 1, _MAX_ATTEMPT)
-    return ModelPlan(verdict=verdict, actions=_replace_job(given, job, "Replaced: it has failed", next_attempt))
+    actions = _delete_job(job, "Replaced: it has failed")
+    if is_changed:
+        return ModelPlan(verdict=verdict, actions=actions)
+    record = _record_attempt(given, job)
+    if left_s > 0:
+        return ModelPlan(verdict=verdict, actions=record, requeue_after_s=left_s)
+    return ModelPlan(verdict=verdict, actions=(*record, *actions))
+
+
+def _record_attempt(given: _Download, job: Manifest) -> tuple[Annotate, ...]:
+    """Leave on the claim which try comes after a failed Job."""
+    volume = given.observed.volume
+    if volume is None:
+        return ()
+    attempt = min(_attempt_of(job) + 1, _MAX_ATTEMPT)
+    name, text = _attempt_annotation(given.deployment), f"{attempt} {annotation_of(job, ANNOTATION_APPLIED_HASH)}"
+    if annotation_of(volume, name) == text:
+        return ()
+    return (Annotate(ref=claim_ref(volume), annotations={name: text}, reason=f"Failed: attempt {attempt} is next"),)
+
+
+def _next_attempt(given: _Download, wanted: Manifest) -> int:
+    """Return which try a Job that is made now is: the first, if it does something else than its only user's last."""
+    volume = given.observed.volume
+    text = "" if volume is None else annotation_of(volume, _attempt_annotation(given.deployment)) or ""
+    attempt, _, failed = text.partition(" ")
+    is_same = failed == annotation_of(wanted, ANNOTATION_APPLIED_HASH)
+    return _read_attempt(attempt) if is_same or given.observed.other_cache_users else 1
 
 
 def _progress_verdict(given: _Download) -> Verdict:
@@ -208,7 +243,7 @@ def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
 
 def _progress_message(given: _Download) -> str:
     progress = given.observed.progress
-    uri = given.deployment.spec.model.uri
+    uri = given.deployment.spec.model.uri.partition("?")[0]  # the query may hold a signature
     if progress is None:
         return f"{uri} is being downloaded."
     total = f" of {format_bytes(progress.total_bytes)}" if progress.total_bytes is not None else ""
@@ -225,9 +260,13 @@ def _refusal(observed: Observed) -> str | None:
     return max(found, key=lambda warning: warning.time).message if found else None
 
 
-def _create(given: _Download, *, attempt: int) -> Apply:
-    manifest = render_download_job(given.deployment, given.settings, given.claim, attempt)
-    return Apply(manifest=manifest, reason="Created" if attempt == 1 else f"Created: attempt {attempt}")
+def _create(given: _Download) -> Apply:
+    attempt = _next_attempt(given, _render(given, 1))
+    return Apply(manifest=_render(given, attempt), reason="Created" if attempt == 1 else f"Created: attempt {attempt}")
+
+
+def _render(given: _Download, attempt: int) -> Manifest:
+    return render_download_job(given.deployment, given.settings, given.hardware, given.claim, attempt)
 
 
 def _delete_job(job: Manifest | None, reason: str) -> tuple[Delete, ...]:
@@ -238,13 +277,15 @@ def _delete_job(job: Manifest | None, reason: str) -> tuple[Delete, ...]:
     return (Delete(ref=ref, uid=metadata["uid"], reason=reason),)
 
 
-def _replace_job(given: _Download, job: Manifest, reason: str, attempt: int) -> tuple[Action, ...]:
-    return (*_delete_job(job, reason), _create(given, attempt=attempt))
-
-
 def _is_different(given: _Download, job: Manifest) -> bool:
-    wanted = render_download_job(given.deployment, given.settings, given.claim, _attempt_of(job))
+    wanted = _render(given, _attempt_of(job))
     return annotation_of(wanted, ANNOTATION_APPLIED_HASH) != annotation_of(job, ANNOTATION_APPLIED_HASH)
+
+
+def _misplaced_since(given: _Download, job: Manifest) -> float | None:
+    """Return since when a Job's pod finds no node among those where it was to run; None: these are the wanted ones."""
+    is_as_wanted = placement_of(job) == placement_of(_render(given, _attempt_of(job)))
+    return None if is_as_wanted else unschedulable_since(given.pods)
 
 
 def _backoff_s(attempt: int) -> float:
@@ -252,7 +293,10 @@ def _backoff_s(attempt: int) -> float:
 
 
 def _attempt_of(job: Manifest) -> int:
-    text = annotation_of(job, ANNOTATION_ATTEMPT) or ""
+    return _read_attempt(annotation_of(job, ANNOTATION_ATTEMPT) or "")
+
+
+def _read_attempt(text: str) -> int:
     return min(max(int(text), 1), _MAX_ATTEMPT) if text.isdecimal() else 1
 
 
@@ -268,3 +312,8 @@ def _ended_at(job: Manifest) -> float | None:
 def _facts_annotation(deployment: LLMDeployment) -> str:
     model = deployment.spec.model
     return ANNOTATION_FACTS_PREFIX + model_digest(model.uri, model.revision)
+
+
+def _attempt_annotation(deployment: LLMDeployment) -> str:
+    model = deployment.spec.model
+    return ANNOTATION_ATTEMPT_PREFIX + model_digest(model.uri, model.revision)

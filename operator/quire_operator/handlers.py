@@ -146,6 +146,7 @@ class Watches:
         while True:
             self._kinds_changed.clear()
             if not self._kinds:
+                self._state = None  # watches that nobody wants do not age
                 await self._kinds_changed.wait()
                 continue
             streams = build_streams(self._kinds, self._namespaces)

@@ -6,9 +6,10 @@ and no decision. Whoever catches a `KubeError` may tell by its type what to do: 
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol
 
+from quire_contract import names
 from quire_operator.objects import Kind, Manifest, Ref
 
 Manifests = list[Manifest]
@@ -40,6 +41,10 @@ class InvalidError(KubeError):
     def __init__(self, message: str, fields: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__(message)
         self.fields = fields
+
+
+class MistypedError(InvalidError):
+    """The document is none of its kind: a field that the kind lacks, or of another type, or a list's key twice."""
 
 
 class NameTakenError(KubeError):
@@ -81,8 +86,11 @@ class Kube(Protocol):
         """Create; raises AlreadyExistsError."""
         ...
 
-    async def replace(self, manifest: Manifest) -> Manifest:
-        """Put the whole object; raises ConflictError unless its resourceVersion is the newest."""
+    async def replace(self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER) -> Manifest:
+        """Put the whole object; raises ConflictError unless its resourceVersion is the newest.
+
+        What that changes has `manager` as one more owner, whatever is applied later.
+        """
         ...
 
     async def get(self, ref: Ref) -> Manifest | None:
@@ -120,11 +128,12 @@ def error_from(code: int, status: Mapping[str, Any], verb: str, what: str, retry
     """
     details = status.get("details") or {}
     causes = details.get("causes") or []
-    message = f"{verb} {what}: {status.get('message') or f'HTTP {code}'}"
+    text = status.get("message") or ""
+    message = f"{verb} {what}: {text or f'HTTP {code}'}"
     if any(cause.get("reason") == "NamespaceTerminating" for cause in causes):
         return NamespaceTerminatingError(message)
     if code == 403:
-        return ForbiddenError(message + _missing_rule(status.get("message") or ""))
+        return ForbiddenError(message + _missing_rule(text))
     if code == 404:
         is_namespace_gone = details.get("kind") == "namespaces"
         return NamespaceTerminatingError(message) if is_namespace_gone else NotFoundError(message)
@@ -133,9 +142,24 @@ def error_from(code: int, status: Mapping[str, Any], verb: str, what: str, retry
         return AlreadyExistsError(message) if is_there else ConflictError(message)
     if code in (400, 413, 422):
         return InvalidError(message, tuple((c.get("field", ""), c.get("message", "")) for c in causes))
+    if code == 500 and text.startswith(_MISTYPED):
+        return MistypedError(message, tuple(_mistyped_fields(text)))
     if code in (401, 408, 429) or code >= 500:
         return UnavailableError(message, _seconds(details.get("retryAfterSeconds") or retry_after))
     return KubeError(message)
+
+
+_MISTYPED: Final = "failed to create typed patch object"
+"""How server-side apply begins to say that a document is none of its kind, with code 500 (kubernetes#122480)."""
+_MISTYPED_FIELD: Final = re.compile(r"^\s*\.(?P<path>(?:\[[^\]]*\]|[^\s:\[\]])+): (?P<problem>.+)$", re.MULTILINE)
+_GO_VALUE: Final = re.compile(r"&(?:value\.valueUnstructured\{Value:|\{)(?P<value>.*)\}$")
+
+
+def _mistyped_fields(text: str) -> Iterator[tuple[str, str]]:
+    """Yield path and problem of each field: one behind the document's name, or several, each on a line."""
+    _, _, problems = text.partition("): ")
+    for found in _MISTYPED_FIELD.finditer(problems):
+        yield found["path"], _GO_VALUE.sub(lambda value: value["value"], found["problem"])
 
 
 _DENIED = re.compile(r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"')

@@ -99,8 +99,8 @@ class KubeClient(Kube):
         answer: Manifest = await self._request(request)
         return answer
 
-    async def replace(self, manifest: Manifest) -> Manifest:
-        query = {"fieldManager": FIELD_MANAGER}
+    async def replace(self, manifest: Manifest, *, manager: str = FIELD_MANAGER) -> Manifest:
+        query = {"fieldManager": manager}
         answer: Manifest = await self._ask("update", ref_of(manifest), "PUT", query, manifest, _JSON)
         return answer
 

@@ -3,8 +3,8 @@
 Order of the actions: the number of replicas, the volume and the Job, the small children, the workload, and last what
 is no longer wanted. The workload is made and changed only while its gate is open: the spec is accepted, the model is in
 its volume, and it is not known not to fit. While the gate is closed, a workload that is there goes on serving and gets
-only its replicas. Invariants: the same input gives the same plan; a plan that has been carried out leaves nothing to
-plan; a refused spec gives no action.
+only its replicas. Where another kind of workload is wanted, the old one serves until the new one can. Invariants: the
+same input gives the same plan; a plan that has been carried out leaves nothing to plan; a refused spec gives no action.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +19,26 @@ from quire_operator.cluster import ClusterFacts
 from quire_operator.downloads import ModelPlan, plan_model
 from quire_operator.drift import describe_drift, is_applied
 from quire_operator.fit import Fit, judge_fit, target_pending_per_replica
-from quire_operator.objects import LLM_DEPLOYMENT, SCALED_OBJECT, Manifest, Ref, annotation_of, label_of, ref_of
+from quire_operator.hardware import pods_per_replica
+from quire_operator.objects import (
+    DEPLOYMENT,
+    LEADER_WORKER_SET,
+    LLM_DEPLOYMENT,
+    NETWORK_POLICY,
+    SCALED_OBJECT,
+    SERVICE,
+    Kind,
+    Manifest,
+    Ref,
+    annotation_of,
+    label_of,
+    ref_of,
+)
 from quire_operator.observed import Observed
 from quire_operator.profiles import ProfileChoice, choose_profile
 from quire_operator.resources.render import render_children
 from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.volume import access_modes_of
 from quire_operator.rollout import (
     WORKLOAD_KINDS,
     Hold,
@@ -31,7 +46,10 @@ from quire_operator.rollout import (
     hold_for_idle,
     is_ending,
     live_workload,
+    live_workloads,
+    predecessor_of,
     prepare_scale_down,
+    ready_replicas_of,
     replicas_of,
 )
 from quire_operator.settings import Settings
@@ -51,7 +69,17 @@ def plan(observed: Observed, cluster: ClusterFacts, settings: Settings, now: flo
     except RefusedError as refusal:
         return _refused(observed, refusal.verdict)
     deployment = accepted.deployment
-    model = plan_model(deployment, observed, cluster, settings, source=accepted.source, now=now)
+    # Before the model is there, no profile is known not to fit.
+    download_on = choose_profile(deployment, settings, observed, candidates=deployment.spec.profiles, now=now).name
+    model = plan_model(
+        deployment,
+        observed,
+        cluster,
+        settings,
+        source=accepted.source,
+        hardware=accepted.hardware_by_profile[download_on],
+        now=now,
+    )
     fits = {
         name: judge_fit(accepted.engine, hardware, model.facts)
         for name, hardware in accepted.hardware_by_profile.items()
@@ -171,26 +199,32 @@ def _judge_autoscaling(deployment: LLMDeployment, cluster: ClusterFacts, setting
 
 
 def _plan_workload(context: _Context) -> _Children:
-    """Apply all children, the workload last; or hold a changed template back until the old pods are idle."""
+    """Apply all children, the workload last; or hold a changed template back until the old pods are idle.
+
+    A workload of another kind goes on serving until this one can, but for the strategy Replace, where it goes first.
+    """
     children = _render_learned(context)
     workload = next(child for child in children if ref_of(child).kind in WORKLOAD_KINDS)
     revision = label_of(workload, LABEL_REVISION)
     assert revision is not None
     observed, rollout = context.observed, context.accepted.deployment.spec.rollout
-    live = live_workload(observed)
+    live, predecessor = live_workload(observed), predecessor_of(observed, ref_of(workload).kind)
     scale_down = prepare_scale_down(observed, context.replicas)
-    hold = Hold()
-    is_changed = live is not None and label_of(live[1], LABEL_REVISION) != revision
-    if is_changed and rollout.strategy == "Replace" and context.replicas > 0:
+    hold, is_needed = Hold(), False
+    is_changed = predecessor is not None or (live is not None and label_of(live[1], LABEL_REVISION) != revision)
+    if rollout.strategy == "Surge":
+        is_needed = context.replicas > 0 and predecessor is not None and ready_replicas_of(predecessor[1]) > 0
+    elif is_changed and context.replicas > 0:
         hold = hold_for_idle(observed, wait_s=rollout.wait_for_idle_s, revision=revision, now=context.now)
-    small = [child for child in children if child is not workload]
+    is_kept = hold.is_held or is_needed
+    small = _small_children(observed, children, predecessor if is_kept else None)
     changes: list[Action] = list(_set_live_replicas(context) if hold.is_held else _apply(observed, [workload]))
     return _Children(
         actions=(
             *_apply(observed, small),
             *(scale_down.costs if changes else ()),
             *changes,
-            *_prune(observed, children, keeps_workload=hold.is_held),
+            *_prune(observed, children, keeps_workload=is_kept),
         ),
         revision=revision,
         needs_loads=hold.needs_loads or (bool(changes) and scale_down.needs_loads),
@@ -201,19 +235,36 @@ def _plan_workload(context: _Context) -> _Children:
 def _keep_workload(context: _Context) -> _Children:
     """Apply the small children; of a workload that is there, change only the replicas."""
     budget_s = _live_budget_s(context.observed) or load_budget_s(context.observed, context.facts)
-    children = [child for child in _render(context, budget_s) if ref_of(child).kind not in WORKLOAD_KINDS]
-    observed = context.observed
+    observed, children = context.observed, _render(context, budget_s)
+    small = _small_children(observed, children, predecessor_of(observed, _wanted_kind(context)))
     changes = tuple(_set_live_replicas(context))
     scale_down = prepare_scale_down(observed, context.replicas)
     return _Children(
         actions=(
-            *_apply(observed, children),
+            *_apply(observed, small),
             *(scale_down.costs if changes else ()),
             *changes,
             *_prune(observed, children, keeps_workload=True),
         ),
         needs_loads=bool(changes) and scale_down.needs_loads,
     )
+
+
+def _wanted_kind(context: _Context) -> Kind:
+    is_several = pods_per_replica(context.accepted.deployment, context.hardware) > 1
+    return LEADER_WORKER_SET if is_several else DEPLOYMENT
+
+
+def _small_children(
+    observed: Observed, children: Sequence[Manifest], predecessor: tuple[Ref, Manifest] | None
+) -> list[Manifest]:
+    """Return all but the workload, less what leads to a predecessor that goes on serving and would no longer."""
+    left_alone: set[Kind] = set()
+    if predecessor is not None:
+        # The pods of a group talk to one another, which the policy for single pods forbids.
+        left_alone = {SERVICE, NETWORK_POLICY} if predecessor[0].kind == LEADER_WORKER_SET else {SERVICE}
+    refs = {ref for ref in observed.children if ref.kind in left_alone}
+    return [child for child in children if ref_of(child) not in refs and ref_of(child).kind not in WORKLOAD_KINDS]
 
 
 def _render_learned(context: _Context) -> tuple[Manifest, ...]:
@@ -243,6 +294,7 @@ def _render(context: _Context, budget_s: float) -> tuple[Manifest, ...]:
             hardware=context.hardware,
             claim=context.accepted.source.claim,
             facts=context.facts,
+            access_modes=access_modes_of(context.observed.volume),
             replicas=context.replicas,
             load_budget_s=budget_s,
             target_pending_per_replica=context.target,
@@ -284,9 +336,9 @@ def _without_hash(document: Manifest) -> Manifest:
 
 
 def _set_live_replicas(context: _Context) -> Iterator[SetReplicas]:
-    live = live_workload(context.observed)
-    if live is not None and replicas_of(live[1]) != context.replicas:
-        yield SetReplicas(ref=live[0], replicas=context.replicas, reason="Changed: spec.replicas")
+    for ref, live in live_workloads(context.observed):
+        if replicas_of(live) != context.replicas:
+            yield SetReplicas(ref=ref, replicas=context.replicas, reason="Changed: spec.replicas")
 
 
 def _prune(observed: Observed, documents: Sequence[Manifest], *, keeps_workload: bool) -> Iterator[Delete]:

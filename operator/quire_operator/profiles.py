@@ -1,17 +1,19 @@
 """Which of `spec.profiles` the pods get: the first, until its pods find no node for too long; then the next.
 
 A profile is left only while no pod at all is placed: replicas that run are not moved to lesser hardware because one
-more finds no node. Pods of older revisions count too, so the answer stays the same until the status has noted it. After
-the last profile there is none to try, so it stays. The first is tried again when nothing runs (no replicas), where
-trying costs nothing, and when the active one leaves the list. Other changes of the spec do not lead back: an autoscaler
-changes it all the time.
+more finds no node. Pods of older revisions count too, so the answer stays the same until the status has noted it. Where
+there is no pod yet, the download's speaks for them, which runs where they will. After the last profile there is none to
+try, so it stays. The first is tried again when nothing runs (no replicas), where trying costs nothing, and when the
+active one leaves the list. Other changes of the spec do not lead back: an autoscaler changes it all the time.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_contract.units import UnitError, parse_duration
+from quire_operator.objects import Manifest
 from quire_operator.observed import Observed
+from quire_operator.pod_reasons import VOLUME_NOT_BOUND, find_pod_problem, is_over
 from quire_operator.rollout import condition_of, is_ending, unschedulable_condition
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError
@@ -63,15 +65,20 @@ def choose_profile(
 def _unplaced_since(observed: Observed) -> float | None:
     """Return since when the pods wait for a node; None where none does, or one has been placed."""
     times = []
-    for pod in observed.pods:
-        if is_ending(pod):
-            continue
+    for pod in [pod for pod in observed.pods if not is_ending(pod)] or _waiting_downloads(observed):
         condition = unschedulable_condition(pod)
         if condition is None and condition_of(pod, "PodScheduled") is not None:
             return None
         if condition is not None:
             times.append(parse_time(condition.get("lastTransitionTime")))
     return min((time for time in times if time is not None), default=None)
+
+
+def _waiting_downloads(observed: Observed) -> list[Manifest]:
+    """Return the download's pods that could run on another profile; for want of a volume none would run on any."""
+    waiting = [pod for pod in observed.job_pods if not is_ending(pod) and not is_over(pod)]
+    problems = [find_pod_problem(pod, ()) for pod in waiting]
+    return [] if any(found and found.reason == VOLUME_NOT_BOUND for found in problems) else waiting
 
 
 def _fallback_after_s(settings: Settings, name: str, index: int) -> float:

@@ -17,7 +17,7 @@ from quire_operator.actions import Action, Plan
 from quire_operator.apply import Applied, apply_actions, with_refusals
 from quire_operator.cluster import ClusterFacts
 from quire_operator.kube import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
-from quire_operator.objects import LLM_DEPLOYMENT, Key, Manifest
+from quire_operator.objects import LLM_DEPLOYMENT, OPTIONAL_KINDS, Key, Manifest
 from quire_operator.observe import (
     PodAnswers,
     observe,
@@ -26,6 +26,7 @@ from quire_operator.observe import (
     pods_to_ask_readiness,
 )
 from quire_operator.observed import Observed
+from quire_operator.rollout import WORKLOAD_KINDS
 from quire_operator.settings import Settings
 from quire_operator.store import Store
 from quire_operator.warning_events import fetch_warnings
@@ -173,13 +174,21 @@ class Reconciler:
         # The watch may not have told of every user yet, and what a volume holds is slow to get again: ask.
         fresh = Store()
         try:
-            users = await self.kube.list(LLM_DEPLOYMENT, namespace)
+            users = await self._list_users(namespace)
         except KubeError as error:
             return Applied(failure=error)
         for manifest in (*users, *claims, *jobs):
             fresh.put(manifest)
         unused = fresh.claims_without_users(namespace), fresh.jobs_without_users(namespace)
         return await apply_actions(self.kube, self.store, self.decisions.plan_orphans(*unused), now=now)
+
+    async def _list_users(self, namespace: str) -> Sequence[Manifest]:
+        """Return all that may hold a volume: LLMDeployments, and the workloads that mount what these used before."""
+        users = list(await self.kube.list(LLM_DEPLOYMENT, namespace))
+        for kind in WORKLOAD_KINDS:
+            if kind not in OPTIONAL_KINDS or self.cluster().has(kind):
+                users += await self.kube.list(kind, namespace, f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}")
+        return users
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

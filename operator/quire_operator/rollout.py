@@ -10,7 +10,7 @@ from typing import Final
 
 from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION
 from quire_operator.actions import Annotate
-from quire_operator.objects import DEPLOYMENT, LEADER_WORKER_SET, POD, Manifest, Ref, annotation_of, label_of
+from quire_operator.objects import DEPLOYMENT, LEADER_WORKER_SET, POD, Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.observed import Observed
 from quire_operator.times import parse_time
 
@@ -23,17 +23,36 @@ _UNKNOWN_LOAD_COST: Final = 1
 
 
 def live_workload(observed: Observed) -> tuple[Ref, Manifest] | None:
-    """Return the workload that there is, unless it is being deleted; a Deployment before a LeaderWorkerSet."""
-    for kind in WORKLOAD_KINDS:
-        for ref, child in observed.children.items():
-            if ref.kind == kind and not is_ending(child):
-                return ref, child
-    return None
+    """Return the workload that there is, unless it is being deleted; the newer of two, which follows the other."""
+    return next(iter(live_workloads(observed)), None)
+
+
+def live_workloads(observed: Observed) -> tuple[tuple[Ref, Manifest], ...]:
+    """Return the workloads that are not being deleted, the newest first; two only while the kind changes."""
+    children = sorted(observed.children.items(), key=lambda item: item[0])
+    live = [(ref, child) for ref, child in children if ref.kind in WORKLOAD_KINDS and not is_ending(child)]
+    return tuple(sorted(live, key=_created, reverse=True))
+
+
+def predecessor_of(observed: Observed, kind: Kind) -> tuple[Ref, Manifest] | None:
+    """Return the live workload of another kind than this one, unless one of this kind has a ready replica already."""
+    live = live_workloads(observed)
+    if any(ref.kind == kind and ready_replicas_of(workload) for ref, workload in live):
+        return None
+    return next(((ref, workload) for ref, workload in live if ref.kind != kind), None)
 
 
 def replicas_of(workload: Manifest) -> int:
     """Return how many replicas a workload is told to have."""
     return int(workload["spec"].get("replicas", 1))
+
+
+def ready_replicas_of(workload: Manifest) -> int:
+    return int((workload.get("status") or {}).get("readyReplicas", 0))
+
+
+def _created(item: tuple[Ref, Manifest]) -> str:
+    return str(item[1]["metadata"].get("creationTimestamp", ""))
 
 
 def is_ending(manifest: Manifest) -> bool:
@@ -67,14 +86,6 @@ def unschedulable_condition(pod: Manifest) -> Manifest | None:
     if condition is None or condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
         return None
     return condition
-
-
-def surge_pod_blocked(observed: Observed, revision: str | None) -> str | None:
-    """Return the scheduler's message where a new pod finds no node while older ones serve; None: nothing is blocked."""
-    if revision is None or not old_pods(observed, revision):
-        return None
-    conditions = (unschedulable_condition(pod) for pod in current_pods(observed, revision))
-    return next((str(found.get("message", "")) for found in conditions if found is not None), None)
 
 
 def is_rollout_complete(observed: Observed, revision: str | None, replicas: int) -> bool:

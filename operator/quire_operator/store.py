@@ -12,8 +12,10 @@ from typing import Any, Final, NamedTuple
 from quire_contract import names
 from quire_contract.model_uri import ModelUriError, Scheme, parse_model_uri
 from quire_operator.objects import (
+    DEPLOYMENT,
     EVENT,
     JOB,
+    LEADER_WORKER_SET,
     LLM_DEPLOYMENT,
     OWNED_KINDS,
     PERSISTENT_VOLUME_CLAIM,
@@ -162,13 +164,13 @@ class Store:
         """Return the LLMDeployments whose model is, or is to be, in this claim."""
         return self._users(("uses claim", namespace, claim))
 
-    def keys_using_model(self, namespace: str, digest: str) -> frozenset[Key]:
-        """Return the LLMDeployments of a model at a revision, wherever they keep it."""
-        return self._users(("uses model", namespace, digest))
-
     def claims_without_users(self, namespace: str) -> tuple[Manifest, ...]:
-        """Return the cache volumes of ours that no LLMDeployment of the namespace has its model in."""
-        return self._unused(PERSISTENT_VOLUME_CLAIM, "uses claim", namespace)
+        """Return the cache volumes of ours that no LLMDeployment of the namespace has its model in.
+
+        What its workload or pods still mount is used, whatever its spec says by now.
+        """
+        unused = self._unused(PERSISTENT_VOLUME_CLAIM, "uses claim", namespace)
+        return tuple(claim for claim in unused if _mounts(namespace, claim["metadata"]["name"]) not in self._groups)
 
     def jobs_without_users(self, namespace: str) -> tuple[Manifest, ...]:
         """Return the download Jobs that no LLMDeployment of the namespace waits for."""
@@ -285,12 +287,36 @@ def _groups_of(ref: Ref, manifest: Manifest) -> Iterator[tuple[Any, ...]]:
             yield "job pod", namespace, job
         elif deployment is not None:
             yield "pod", Key(namespace=namespace, name=deployment)
+            yield from _mounts_of_pod(namespace, manifest)
     elif ref.kind in OWNED_KINDS:
         owners = {owner.get("name", "") for owner in _owners(manifest)} or {deployment}
         for name in sorted(owner for owner in owners if owner):
             yield "child", Key(namespace=namespace, name=name)
+        if ref.kind in (DEPLOYMENT, LEADER_WORKER_SET):
+            yield from _mounts_of_workload(namespace, manifest)
     elif label_of(manifest, names.LABEL_CACHE) and label_of(manifest, names.LABEL_MANAGED_BY) == names.MANAGED_BY:
         yield "shared", ref.kind, namespace
+
+
+def _mounts_of_pod(namespace: str, pod: Manifest) -> Iterator[tuple[Any, ...]]:
+    """Yield the relation of a pod that is not over to its model's claim: by label, because its volumes are trimmed."""
+    digest = label_of(pod, names.LABEL_CLAIM)
+    if digest is not None and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+        yield "mounts claim", namespace, digest
+
+
+def _mounts_of_workload(namespace: str, workload: Manifest) -> Iterator[tuple[Any, ...]]:
+    spec = workload.get("spec") or {}
+    group = spec.get("leaderWorkerTemplate") or {}
+    templates = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
+    volumes = [v for template in templates for v in ((template or {}).get("spec") or {}).get("volumes") or ()]
+    claims = {name for volume in volumes if (name := (volume.get("persistentVolumeClaim") or {}).get("claimName"))}
+    for claim in sorted(claims):
+        yield _mounts(namespace, claim)
+
+
+def _mounts(namespace: str, claim: str) -> tuple[Any, ...]:
+    return "mounts claim", namespace, names.claim_digest(claim)
 
 
 def _ref_about(event: Manifest) -> Ref | None:

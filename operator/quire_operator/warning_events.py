@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
-from quire_operator.kube import ForbiddenError, Kube
+from quire_operator.kube import Kube, KubeError
 from quire_operator.objects import EVENT, Manifest
 from quire_operator.observed import Observed, WarningEvent
 from quire_operator.times import parse_time
@@ -34,7 +34,7 @@ async def fetch_warnings(kube: Kube, observed: Observed, now: float) -> tuple[tu
         selector = f"involvedObject.uid={metadata['uid']},type=Warning"
         try:
             events += await kube.list(EVENT, metadata["namespace"], field_selector=selector)
-        except ForbiddenError as error:
+        except KubeError as error:  # a reason that is missing holds up nothing else
             logger.warning("Reasons may be missing from the status: %s", error)
             break
     youngest_s = min(age_s for _, age_s in stuck)

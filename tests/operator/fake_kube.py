@@ -106,11 +106,16 @@ class FakeKube:
 
         return self._call("create", ref_of(manifest), work)
 
-    async def replace(self, manifest: Manifest) -> Manifest:
+    async def replace(self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER) -> Manifest:
         def work(ref: Ref) -> Manifest:
-            if self._find(ref)["metadata"]["resourceVersion"] != manifest["metadata"].get("resourceVersion"):
+            live = self._find(ref)
+            if live["metadata"]["resourceVersion"] != manifest["metadata"].get("resourceVersion"):
                 raise ConflictError(f"{ref} has changed")
-            return self._save(ref, copy.deepcopy(manifest))
+            wanted = copy.deepcopy(manifest)
+            wanted["metadata"] |= {name: live["metadata"][name] for name in _BY_SERVER if name in live["metadata"]}
+            others = [one for one in live["metadata"].get("managedFields", ()) if one["manager"] != manager]
+            wanted["metadata"]["managedFields"] = [*others, {"manager": manager, "operation": "Update"}]
+            return self._save(ref, wanted)
 
         return self._call("update", ref_of(manifest), work)
 
@@ -181,7 +186,10 @@ class FakeKube:
         if live is None:
             saved = self._create(ref, copy.deepcopy(document))
         else:
-            without = _removed(live, owned_before, document) if owned_before is not None else live
+            # Whoever has put the whole object owns every field of it as well, until its entry is taken out.
+            is_shared = bool(live["metadata"].get("managedFields"))
+            is_owned = owned_before is not None and not is_shared
+            without = _removed(live, owned_before, document) if is_owned else live
             saved = self._save(ref, _merged(without, document))
         self._owned[ref, part] = copy.deepcopy(document)
         return saved

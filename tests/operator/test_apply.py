@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from fake_kube import FakeKube
 from store_objects import KEY, llm, make
 
@@ -10,14 +11,29 @@ from quire_contract import names
 from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.apply import Applied, Refusal, apply_actions, with_refusals
 from quire_operator.kube import (
+    ConflictError,
     ForbiddenError,
     InvalidError,
     KubeError,
+    MistypedError,
     NamespaceTerminatingError,
     UnavailableError,
     UnreachableError,
 )
-from quire_operator.objects import DEPLOYMENT, JOB, LLM_DEPLOYMENT, POD, SERVICE, Kind, Manifest, Ref, ref_of
+from quire_operator.objects import (
+    DEPLOYMENT,
+    JOB,
+    LEADER_WORKER_SET,
+    LLM_DEPLOYMENT,
+    POD,
+    SERVICE,
+    SERVICE_MONITOR,
+    Kind,
+    Manifest,
+    Ref,
+    ref_of,
+)
+from quire_operator.packing import trim
 from quire_operator.store import Store
 
 NOW = 1_769_860_800.0
@@ -195,17 +211,125 @@ def test_a_merge_key_that_somebody_edited_is_healed_by_putting_the_whole_object(
     assert done_names(applied) == ["a"]
     live = kube.objects[ref]
     assert live["spec"] == {"port": 80, "replicas": 3}, "how many there are is not ours to say"
-    assert store.get(ref) == live
+    assert store.get(ref) == trim(live)
 
 
-def test_a_document_that_is_itself_at_fault_is_refused_in_its_own_terms() -> None:
+def refuse_until_replaced(kube: FakeKube, **errors: KubeError) -> None:
+    """Refuse what is applied until the whole object has been put; and calls of other verbs with these errors."""
+    is_replaced = False
+
+    def refuse(verb: str, _: Ref) -> KubeError | None:
+        nonlocal is_replaced
+        is_replaced |= verb == "update"
+        return errors.get(verb) or (InvalidError("duplicate") if verb == "apply" and not is_replaced else None)
+
+    kube.refuse = refuse
+
+
+@pytest.mark.parametrize("is_broken_off", [False, True])
+def test_what_was_put_whole_is_still_taken_out_when_it_is_applied_no_more(is_broken_off: bool) -> None:
+    """Whoever puts an object owns its fields: left so, they would outlast every document that lacks them."""
+    kube, store = FakeKube(), Store()
+    longer = Apply(manifest=document("a", port=80, timeout=5), reason="Created")
+    act(kube, store, longer)
+    refuse_until_replaced(kube, **({"patch": UnavailableError("gone")} if is_broken_off else {}))
+    assert (act(kube, store, longer).failure is not None) is is_broken_off
+    kube.refuse = lambda verb, _: None
+    assert done_names(act(kube, store, *applies("a"))) == ["a"]
+    live = kube.objects[ref_of(document("a"))]
+    assert live["spec"] == {"port": 80}
+    assert live["metadata"]["managedFields"] == []
+
+
+@pytest.mark.parametrize("error", [InvalidError("immutable"), ForbiddenError("may not update")])
+def test_a_document_that_is_itself_at_fault_is_refused_in_its_own_terms(error: KubeError) -> None:
     kube, store = FakeKube(), Store()
     act(kube, store, *applies("a"))
     refused = InvalidError("no", (("spec.port", "not to my taste"),))
-    answers = {"apply": refused, "update": InvalidError("immutable")}
+    answers = {"apply": refused, "update": error}
     kube.refuse = lambda verb, _: answers.get(verb)
     applied = act(kube, store, *applies("a"))
     assert [refusal.error for refusal in applied.refusals] == [refused]
+
+
+def test_an_object_that_changes_while_it_is_put_is_tried_again() -> None:
+    kube, store = FakeKube(), Store()
+    act(kube, store, *applies("a"))
+    changed = ConflictError("changed")
+    refuse_until_replaced(kube, update=changed)
+    applied = act(kube, store, *applies("a"))
+    assert (applied.refusals, applied.failure) == ((), changed)
+
+
+def test_a_mistyped_document_is_never_put_whole() -> None:
+    """An API server drops a field that it does not know from what is put, and takes the rest."""
+    kube, store = FakeKube(), Store()
+    act(kube, store, *applies("a"))
+    kube.calls.clear()
+    error = MistypedError("no", (("spec.template.spec.nodeSelecter", "field not declared in schema"),))
+    kube.refuse = lambda verb, _: error if verb == "apply" else None
+    applied = act(kube, store, *applies("a"))
+    assert [verb for verb, _ in kube.calls] == ["apply"]
+    verdict = applied.refusals[0].as_verdict()
+    assert (verdict.holds, verdict.reason) == (False, "InvalidPodTemplate")
+    assert verdict.message.startswith("spec.podTemplate: Service default/a: spec.template.spec.nodeSelecter: field not")
+    assert verdict.message.endswith("; correct it in spec.podTemplate")
+
+
+def test_a_mistyped_field_elsewhere_is_not_blamed_on_the_pod_template() -> None:
+    error = MistypedError("no", (("spec.portz", "field not declared in schema"),))
+    verdict = Refusal(ref=ref_of(document("a")), error=error).as_verdict()
+    assert (verdict.reason, verdict.message) == (
+        "RefusedByServer",
+        "Service default/a: spec.portz: field not declared in schema",
+    )
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_what_a_deleted_llm_deployment_of_the_name_has_left_is_waited_for(is_known: bool) -> None:
+    kube, store = FakeKube(), Store()
+    left = document("a", port=81)
+    left["metadata"]["ownerReferences"][0]["uid"] = "llm-0"
+    live = kube.put(left)
+    if is_known:
+        store.put(live)
+    applied = act(kube, store, *applies("a"))
+    assert (kube.writes, applied.refusals) == ([], ())
+    assert isinstance(applied.failure, ConflictError)
+    assert "Service default/a belongs to a deleted LLMDeployment of this name" in str(applied.failure)
+
+
+def test_a_child_of_another_llm_deployment_is_not_taken_from_it() -> None:
+    kube, store = FakeKube(), Store()
+    theirs = document("a", port=81)
+    theirs["metadata"]["ownerReferences"][0] |= {"uid": "llm-0", "name": "other"}
+    store.put(kube.put(theirs))
+    verdict = act(kube, store, *applies("a")).refusals[0].as_verdict()
+    assert kube.writes == []
+    assert (verdict.reason, verdict.message) == (
+        "NameTaken",
+        "Service default/a: it belongs to LLMDeployment other; rename one of the two",
+    )
+
+
+def test_what_a_model_serves_without_says_nothing_against_its_spec() -> None:
+    kube = FakeKube()
+    kube.refuse = lambda verb, _: ForbiddenError("may not") if verb in ("apply", "patch") else None
+    pod = Ref(kind=POD, namespace="default", name="p")
+    minor = act(
+        kube,
+        Store(),
+        Apply(manifest=document("a", SERVICE_MONITOR), reason="Created"),
+        Annotate(ref=pod, annotations={names.ANNOTATION_POD_DELETION_COST: "5"}, reason="Load"),
+    )
+    plan = Plan(accepted=ASKED, model_cached=ASKED, fits=ASKED, autoscaling=ASKED)
+    assert len(minor.refusals) == 2, "they are tried again"
+    assert minor.is_complete
+    assert with_refusals(plan, minor) is plan
+    workload = Apply(manifest=document("a", LEADER_WORKER_SET), reason="Created")
+    both = act(kube, Store(), Apply(manifest=document("a", SERVICE_MONITOR), reason="Created"), workload)
+    assert not both.is_complete
+    assert with_refusals(plan, both).accepted.message == "LeaderWorkerSet default/a: may not"
 
 
 def test_what_the_api_server_drops_without_a_word_is_not_sent_over_and_over() -> None:

@@ -52,6 +52,11 @@ def test_progress_is_said() -> None:
     assert says(world) == ("Downloading", "hf://a/b: 3.0 GiB of 16.0 GiB; verifying")
 
 
+def test_a_signature_is_not_said() -> None:
+    world = downloading({"model": {"uri": "https://host/m.gguf?X-Amz-Signature=5ec2e7"}})
+    assert says(world) == ("Downloading", "https://host/m.gguf is being downloaded.")
+
+
 @pytest.mark.parametrize(
     ("code", "fields", "expected"),
     [
@@ -174,6 +179,22 @@ def test_a_volume_that_is_being_deleted_is_let_go() -> None:
     assert described(world.plan().actions)[:2] == [f"Apply PersistentVolumeClaim/{CLAIM}", f"Apply Job/{JOB_NAME}"]
 
 
+def test_a_model_in_a_volume_that_is_being_deleted_is_not_cached_and_serves_on() -> None:
+    world = World()
+    world.download()
+    volume = copy.deepcopy(world.observed.volume)
+    assert volume is not None
+    volume["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
+    world.see(volume=volume)
+    before = world.workload()
+    reason, message = says(world)
+    assert reason == "VolumePending"
+    assert "is being deleted" in message
+    world.set_spec(engine={"maxModelLen": 2048})
+    world.settle()
+    assert world.workload() == before
+
+
 def test_auto_grows_once_for_each_pod_that_had_no_space() -> None:
     world = downloading()
     assert world.observed.volume is not None
@@ -258,7 +279,7 @@ def test_a_failed_job_is_made_again_later_each_time() -> None:
         assert attempt(world) == number
         world.fail_job_pod(model_facts.SOURCE_UNREACHABLE)
         world.end_job("Failed")
-        plan = world.plan()
+        plan = world.settle()
         assert (plan.actions, plan.requeue_after_s) == ((), wait_s)
         assert plan.model_cached.reason == model_facts.SOURCE_UNREACHABLE
         world.now += wait_s
@@ -272,12 +293,28 @@ def test_a_failed_job_is_made_again_later_each_time() -> None:
     assert world.plan().requeue_after_s == 300
 
 
+def test_a_download_that_succeeds_forgets_the_tries_before_it() -> None:
+    world = downloading()
+    world.end_job("Failed")
+    world.now += 15
+    world.settle()
+    assert attempt(world) == "2"
+    world.download()
+    assert world.observed.volume is not None
+    lost = copy.deepcopy(world.observed.volume)
+    del lost["metadata"]["annotations"][names.ANNOTATION_FACTS_PREFIX + names.model_digest("hf://a/b")]
+    world.see(volume=lost)
+    world.settle()
+    assert attempt(world) == "1"
+
+
 def test_a_corrected_spec_is_tried_at_once() -> None:
     world = downloading()
     world.fail_job_pod(model_facts.MODEL_GATED)
     world.end_job("Failed")
+    world.settle()
     world.set_spec(model={"uri": "hf://a/b", "tokenSecretRef": {"name": "hf"}})
-    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}", f"Apply Job/{JOB_NAME}"]
+    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}"]
     world.settle()
     assert attempt(world) == "1"
     assert says(world)[0] == "Downloading"
@@ -292,20 +329,24 @@ def test_two_users_of_a_model_do_not_take_turns() -> None:
     world.fail_job_pod(model_facts.MODEL_GATED)
     assert (world.plan().actions, world.plan().requeue_after_s) == ((), 15)
     world.now += 15
-    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}", f"Apply Job/{JOB_NAME}"]
+    noted = f"Annotate PersistentVolumeClaim/{CLAIM}"
+    assert described(world.plan().actions) == [noted, f"Delete Job/{JOB_NAME}"]
     world.settle()
     assert attempt(world) == "2"
     world.set_spec(model={"uri": "hf://a/b", "tokenSecretRef": {"name": "another"}})
     world.end_job("Failed")
-    assert (world.plan().actions, world.plan().requeue_after_s) == ((), 30)
+    plan = world.settle()
+    assert (plan.actions, plan.requeue_after_s) == ((), 30)
 
 
 def test_a_job_that_ended_well_and_left_nothing_is_made_again() -> None:
     world = downloading()
     world.end_job("Complete")
     assert (world.plan().actions, world.plan().requeue_after_s) == ((), 10)
-    world.now += 15
-    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}", f"Apply Job/{JOB_NAME}"]
+    world.now += 10
+    world.settle()
+    world.now += 5
+    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}"]
     assert says(world)[0] == "DownloadFailed"
 
 

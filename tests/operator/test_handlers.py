@@ -219,6 +219,24 @@ def test_optional_kinds_come_and_go() -> None:
     play(scenario)
 
 
+def test_nothing_ages_while_nothing_is_to_be_watched() -> None:
+    """The CustomResourceDefinition is gone: that is no watch that stands still."""
+
+    async def scenario(server: FakeApiServer) -> None:
+        world = World(server)
+        async with world.watching():
+            await world.watches.wait_synced()
+            assert list(world.watches.ages_s())
+            world.watches.set_kinds(frozenset())
+            await until(lambda: not list(world.watches.ages_s()))
+            server.put(make(LLM_DEPLOYMENT, "a"))
+            world.watches.set_kinds(watched_kinds([]))
+            await until(lambda: world.has(LLM_DEPLOYMENT, "a"))
+            assert list(world.watches.ages_s())
+
+    play(scenario)
+
+
 def test_namespaces_are_watched_one_by_one() -> None:
     async def scenario(server: FakeApiServer) -> None:
         for namespace in ("one", "two", "three"):

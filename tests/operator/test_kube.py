@@ -17,6 +17,7 @@ from quire_operator.kube import (
     ForbiddenError,
     InvalidError,
     KubeError,
+    MistypedError,
     NamespaceTerminatingError,
     NotFoundError,
     UnavailableError,
@@ -241,6 +242,46 @@ def test_invalid_names_the_fields() -> None:
     error = error_from(422, {"message": "Service is invalid", "details": {"causes": causes}}, "apply", "Service a")
     assert isinstance(error, InvalidError)
     assert error.fields == (("spec.ports[0].port", "Invalid value: 99999"),)
+
+
+MISTYPED = "failed to create typed patch object (default/a; apps/v1, Kind=Deployment): "
+CONTAINER = '.spec.template.spec.containers[name="server"]'
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        (
+            ".spec.template.spec.nodeSelecter: field not declared in schema",
+            [("spec.template.spec.nodeSelecter", "field not declared in schema")],
+        ),
+        (
+            ".spec.template.spec.nodeSelector: expected map, got &{hello}",
+            [("spec.template.spec.nodeSelector", "expected map, got hello")],
+        ),
+        (
+            f'errors:\n  {CONTAINER}.env: duplicate entries for key [name="A"]\n'
+            f'  {CONTAINER}.env[name="A"].value: expected string, got &value.valueUnstructured{{Value:true}}',
+            [
+                (f"{CONTAINER[1:]}.env", 'duplicate entries for key [name="A"]'),
+                (f'{CONTAINER[1:]}.env[name="A"].value', "expected string, got true"),
+            ],
+        ),
+        ("something else", []),
+    ],
+)
+def test_a_mistyped_document_is_no_failure_of_the_server(text: str, fields: list[tuple[str, str]]) -> None:
+    """Messages as Kubernetes 1.34 writes them, with code 500."""
+    error = error_from(500, {"message": MISTYPED + text}, "apply", "Deployment default/a")
+    assert isinstance(error, MistypedError)
+    assert list(error.fields) == fields
+    assert text in str(error)
+
+
+def test_whoever_puts_an_object_can_have_another_name() -> None:
+    server = Server(answers=[(200, MANIFEST)])
+    talk(server, lambda kube: kube.replace(MANIFEST, manager="quire-operator-replace"))
+    assert server.requests[0][2] == {"fieldManager": "quire-operator-replace"}
 
 
 def test_a_retry_after_that_is_a_date_is_left_out() -> None:

@@ -172,7 +172,8 @@ def test_a_users_claim_is_neither_deleted_nor_applied_and_no_volume_ever_is_dele
             assert ref.kind != PERSISTENT_VOLUME_CLAIM or not isinstance(action, Apply | Delete)
     assert world.observed.volume is not None
     added = set(world.observed.volume["metadata"].get("annotations", {}))
-    assert all(name.startswith(names.ANNOTATION_FACTS_PREFIX) for name in added)
+    ours = (names.ANNOTATION_FACTS_PREFIX, names.ANNOTATION_ATTEMPT_PREFIX)
+    assert all(name.startswith(ours) for name in added)
 
 
 @quick

@@ -10,6 +10,7 @@ from fake_kube import make_llm
 from operator_world import DECISIONS, WatchEvent, World, names_of, settled_world
 
 from quire_contract import names
+from quire_operator.kube import UnavailableError
 from quire_operator.objects import (
     DEPLOYMENT,
     EVENT,
@@ -245,7 +246,9 @@ def test_a_volume_is_not_collected_while_the_api_server_knows_a_user() -> None:
         claim = world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)[0]
         world.pending.clear()
         world.restart_operator()
-        world.store.remove(world.llm())
+        for ref, manifest in world.kube.objects.items():
+            if ref.kind in (LLM_DEPLOYMENT, DEPLOYMENT, POD):
+                world.store.remove(manifest)
         assert world.store.claims_without_users("default") == (claim,)
         await world.run_pending()
         assert world.kube.writes == []
@@ -261,6 +264,75 @@ def test_a_volume_left_over_from_while_the_operator_was_down_is_collected() -> N
         world.restart_operator()
         await world.settle()
         assert world.kube.of_kind(PERSISTENT_VOLUME_CLAIM) == []
+
+    asyncio.run(main())
+
+
+def mounted_claims(world: World) -> set[str]:
+    volumes = world.kube.objects[DEPLOYMENT_REF]["spec"]["template"]["spec"]["volumes"]
+    return {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
+
+
+def claims(world: World) -> set[str]:
+    return set(names_of(world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)))
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_another_models_download_leaves_the_volume_that_still_serves(is_restarted: bool) -> None:
+    async def main() -> None:
+        world = await settled_world(cache={"retain": False})
+        old = mounted_claims(world)
+        world.kube.edit(LLM_REF, {"spec": {"model": {"uri": "hf://other/model"}}})
+        await world.settle(with_controllers=False)
+        assert claims(world) > old, "the new model's volume is there, and the old one's still"
+        if is_restarted:
+            world.restart_operator()
+            for ref, manifest in world.kube.objects.items():
+                if ref.kind in (DEPLOYMENT, POD):  # of which the watch has not told yet
+                    world.store.remove(manifest)
+            world.pending.add(KEY)
+            await world.run_pending()
+            assert claims(world) > old
+        await world.settle()
+        assert claims(world) == mounted_claims(world) != old
+        assert world.errors == []
+
+    asyncio.run(main())
+
+
+def test_the_last_pod_of_a_former_model_holds_its_volume() -> None:
+    """While new pods do not get ready, the old ones may have to be made again."""
+
+    async def main() -> None:
+        world = await settled_world(cache={"retain": False})
+        old = mounted_claims(world)
+        (pod,) = [pod for pod in world.kube.of_kind(POD) if pod["metadata"]["name"].startswith("smollm2-")]
+        pod["metadata"]["name"] = "kept"
+        world.kube.put({**pod, "metadata": {**pod["metadata"], "ownerReferences": []}})
+        world.kube.edit(LLM_REF, {"spec": {"model": {"uri": "hf://other/model"}}})
+        await world.settle()
+        assert claims(world) == mounted_claims(world) | old
+        world.kube.remove(Ref(kind=POD, namespace="default", name="kept"))
+        await world.settle()
+        assert claims(world) == mounted_claims(world)
+
+    asyncio.run(main())
+
+
+def test_events_that_cannot_be_listed_hold_nothing_up() -> None:
+    async def main() -> None:
+        world = World()
+        world.kube.refuse = lambda verb, ref: (
+            UnavailableError("try later") if (verb, ref.kind) == ("list", EVENT) else None
+        )
+        world.kube.put(make_llm())
+        await world.settle(with_controllers=False)
+        world.now += 60
+        world.pending.add(KEY)
+        await world.settle()
+        assert ("list", "Event default/*") in world.kube.calls
+        assert world.errors == []
+        assert world.condition("Ready")["status"] == "True"
 
     asyncio.run(main())
 

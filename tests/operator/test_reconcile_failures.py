@@ -5,9 +5,18 @@ import asyncio
 from fake_kube import make_llm
 from operator_world import World, names_of, settled_world
 
-from quire_operator.kube import ForbiddenError, InvalidError, KubeError, UnavailableError
+from quire_contract import names
+from quire_operator.kube import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubeError,
+    MistypedError,
+    UnavailableError,
+)
 from quire_operator.objects import (
     DEPLOYMENT,
+    EVENT,
     LLM_DEPLOYMENT,
     POD,
     SERVICE,
@@ -66,6 +75,52 @@ def test_a_refused_child_is_a_condition_and_the_others_are_applied() -> None:
         await world.settle()
         assert world.condition("Accepted")["status"] == "True"
         assert world.condition("Ready")["status"] == "True"
+
+    asyncio.run(main())
+
+
+def test_a_typo_in_the_pod_template_is_said_and_changes_nothing() -> None:
+    async def main() -> None:
+        world = await settled_world()
+        before = world.kube.objects[DEPLOYMENT_REF]
+        error = MistypedError("no", (("spec.template.spec.nodeSelecter", "field not declared in schema"),))
+        world.kube.refuse = lambda verb, ref: error if (verb, ref) == ("apply", DEPLOYMENT_REF) else None
+        world.kube.edit(LLM_REF, {"spec": {"podTemplate": {"spec": {"nodeSelecter": {"disk": "fast"}}}}})
+        world.deliver()
+        await world.run_pending()
+        accepted = world.condition("Accepted")
+        assert (accepted["status"], accepted["reason"]) == ("False", "InvalidPodTemplate")
+        assert "spec.template.spec.nodeSelecter: field not declared" in accepted["message"]
+        assert world.kube.objects[DEPLOYMENT_REF] == before
+        assert world.errors == [error]
+
+    asyncio.run(main())
+
+
+def test_children_of_a_deleted_deployment_of_the_name_are_waited_for() -> None:
+    """Deleted and made again before its children are collected."""
+
+    async def main() -> None:
+        world = await settled_world()
+        account_ref = Ref(kind=SERVICE_ACCOUNT, namespace="default", name="smollm2")
+        left = {**world.kube.objects[account_ref]}
+        world.kube.remove(LLM_REF)
+        owners = [{**left["metadata"]["ownerReferences"][0], "uid": "former"}]
+        world.kube.put({**left, "metadata": {**left["metadata"], "ownerReferences": owners}})
+        world.kube.put(make_llm())
+        for _ in range(3):
+            world.deliver()
+            await world.run_pending()
+        assert {type(error) for error in world.errors} == {ConflictError}
+        assert world.condition("Accepted")["status"] == "True"
+        assert not [event for event in world.kube.of_kind(EVENT) if event["type"] == "Warning"]
+        assert world.kube.objects[account_ref]["metadata"]["ownerReferences"] == owners
+        world.kube.remove(account_ref)
+        await world.settle()
+        assert world.condition("Ready")["status"] == "True"
+        (owner,) = world.kube.objects[account_ref]["metadata"]["ownerReferences"]
+        assert owner["uid"] == world.llm()["metadata"]["uid"]
+        assert owner["kind"] == names.KIND
 
     asyncio.run(main())
 

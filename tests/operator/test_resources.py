@@ -14,13 +14,14 @@ from quire_operator.drift import is_applied
 from quire_operator.hardware import resolve_hardware
 from quire_operator.objects import OPTIONAL_KINDS, OWNED_KINDS, Manifest, ref_of
 from quire_operator.resources.render import render_children, render_download_job, render_volume, template_revision
-from quire_operator.resources.render_input import RenderInput
+from quire_operator.resources.render_input import Hardware, RenderInput
 from quire_operator.settings import Settings, parse_settings
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_operator.validation import load_documents
 
 GPU = {"limits": {"nvidia.com/gpu": 1}}
 ALL_KINDS = frozenset(OPTIONAL_KINDS)
+HARDWARE = Hardware(limits={}, requests={}, image="i", num_gpus=0)
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 
 
@@ -153,10 +154,56 @@ def test_the_users_variables_win_and_sources_come_before_what_may_refer_to_them(
     assert [item["value"] for item in rendered if item["name"] == "HOME"] == ["/x"]
 
 
+@pytest.mark.parametrize("sources", [[], [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]])
+def test_the_order_of_variables_rolls_out_only_where_it_may_mean_something(sources: list[dict[str, Any]]) -> None:
+    env = [{"name": "B", "value": "1"}, {"name": "A", "value": "2"}, *sources]
+    assert revision({"engine": {"env": env}}) == revision({"engine": {"env": env[::-1]}})
+    env[1]["value"] = "$(B)"
+    assert [item["name"] for item in server(render_input({"engine": {"env": env}}))["env"]][-2:] == ["B", "A"]
+
+
+def pod(given: RenderInput) -> Manifest:
+    template: Manifest = child(given, "Deployment")["spec"]["template"]
+    return template
+
+
+@pytest.mark.parametrize(
+    ("cache", "access_modes", "is_on_one_node"),
+    [
+        ({}, (), True),
+        ({}, ("ReadWriteOnce",), True),
+        ({"accessMode": "ReadWriteOncePod"}, (), True),
+        ({"accessMode": "ReadWriteMany"}, (), False),
+        ({"accessMode": "ReadWriteMany"}, ("ReadWriteOnce",), True),
+        ({"existingClaim": "c"}, ("ReadWriteOnce", "ReadOnlyMany"), False),
+        ({"existingClaim": "c"}, ("ReadWriteMany",), False),
+    ],
+)
+def test_pods_stay_where_their_volume_can_be_attached(
+    cache: dict[str, Any], access_modes: tuple[str, ...], is_on_one_node: bool
+) -> None:
+    template = pod(render_input({"cache": cache}, access_modes=access_modes))
+    assert ("affinity" in template["spec"]) is is_on_one_node
+    assert ("topologySpreadConstraints" in template["spec"]) is not is_on_one_node
+
+
+def test_the_pods_of_one_claim_find_one_another_whatever_they_serve() -> None:
+    one, other = pod(render_input()), pod(render_input({"model": {"uri": "hf://c/d"}}))
+    (term,) = one["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    for template in (one, other):  # and the first pod of all may go anywhere, because it matches itself
+        assert term["labelSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    elsewhere = pod(render_input(claim="c" * 253))
+    assert not term["labelSelector"]["matchLabels"].items() <= elsewhere["metadata"]["labels"].items()
+    image = pod(render_input({"model": {"uri": "oci://r/m:1"}}, claim=None, facts=None))
+    assert "topologySpreadConstraints" in image["spec"]
+    assert names.LABEL_CLAIM not in image["metadata"]["labels"]
+
+
 def test_no_pod_sees_the_token_and_the_job_does() -> None:
     spec = {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "very-secret"}}}
     assert "very-secret" not in repr(render_children(render_input(spec)))
-    assert "very-secret" in repr(render_download_job(deployment(spec), Settings(), "claim", 1))
+    assert "very-secret" in repr(render_download_job(deployment(spec), Settings(), HARDWARE, "claim", 1))
 
 
 @pytest.mark.parametrize(
@@ -164,6 +211,7 @@ def test_no_pod_sees_the_token_and_the_job_does() -> None:
     [
         ({"containers": []}, "spec.podTemplate.containers"),
         ({"metadata": {"labels": {names.LABEL_DEPLOYMENT: "other"}}}, "spec.podTemplate.metadata.labels[quire.dev/dep"),
+        ({"metadata": {"labels": {names.LABEL_CLAIM: "1"}}}, "spec.podTemplate.metadata.labels[quire.dev/claim"),
         ({"metadata": {"labels": {names.LABEL_REVISION: "1"}}}, "spec.podTemplate.metadata.labels[quire.dev/rev"),
         ({"metadata": {"labels": {"$patch": "replace"}}}, "spec.podTemplate.metadata.labels[app"),
         ({"metadata": None}, "spec.podTemplate.metadata.labels[app"),
@@ -251,19 +299,20 @@ def test_alerts_ask_for_series_that_exist_and_for_this_models_pods_only(spec: di
 
 
 def test_a_job_is_told_apart_by_what_it_does_and_not_by_its_attempt() -> None:
-    first, third = (render_download_job(deployment(), Settings(), "claim", attempt) for attempt in (1, 3))
+    first, third = (render_download_job(deployment(), Settings(), HARDWARE, "claim", attempt) for attempt in (1, 3))
     assert third["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "3"
     hashes = [job["metadata"]["annotations"][names.ANNOTATION_APPLIED_HASH] for job in (first, third)]
     assert hashes[0] == hashes[1]
     with_token = deployment({"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "t"}}})
-    changed = render_download_job(with_token, Settings(), "claim", 1)
+    changed = render_download_job(with_token, Settings(), HARDWARE, "claim", 1)
     assert changed["metadata"]["annotations"][names.ANNOTATION_APPLIED_HASH] != hashes[0]
 
 
 def test_two_deployments_of_a_model_render_one_volume_and_one_job() -> None:
     one, two = deployment(name="one"), deployment({"engine": {"maxNumSeqs": 8}}, name="two")
     assert render_volume(one, Settings(), 1 << 30) == render_volume(two, Settings(), 1 << 30)
-    assert render_download_job(one, Settings(), "c", 1) == render_download_job(two, Settings(), "c", 1)
+    jobs = [render_download_job(llm, Settings(), HARDWARE, "c", 1) for llm in (one, two)]
+    assert jobs[0] == jobs[1]
 
 
 @pytest.mark.parametrize(("size_bytes", "text"), [(16 << 30, "16Gi"), (1500, "1500"), ((1 << 30) + 1, "1073741825")])

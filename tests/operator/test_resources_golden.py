@@ -51,12 +51,13 @@ def render_case(file: Path) -> list[Manifest]:
     elif not is_ours:
         claim = deployment.spec.cache.existing_claim
     kinds = extra.get("cluster", {}).get("kinds", [])
+    hardware = resolve_hardware(deployment, settings, given.get("profile"))
     children = render_children(
         RenderInput(
             deployment=deployment,
             settings=settings,
             cluster=ClusterFacts(kinds=frozenset(kind for kind in OPTIONAL_KINDS if kind.kind in kinds)),
-            hardware=resolve_hardware(deployment, settings, given.get("profile")),
+            hardware=hardware,
             claim=claim,
             facts=msgspec.convert({"type": "ModelFacts", **extra["facts"]}, ModelFacts) if "facts" in extra else None,
             replicas=0 if deployment.spec.suspend else given.get("replicas", deployment.spec.replicas or 1),
@@ -66,7 +67,7 @@ def render_case(file: Path) -> list[Manifest]:
     )
     shared = [render_volume(deployment, settings, given.get("sizeBytes", 16 << 30))] if is_ours else []
     if claim is not None:
-        shared.append(render_download_job(deployment, settings, claim, given.get("attempt", 1)))
+        shared.append(render_download_job(deployment, settings, hardware, claim, given.get("attempt", 1)))
     return [*shared, *children]
 
 

@@ -8,7 +8,7 @@ from plan_world import NOW, World, described, manifest
 
 from quire_contract import names
 from quire_operator.actions import Annotate, Apply, SetReplicas
-from quire_operator.rollout import current_pods, is_rollout_complete, old_pods, surge_pod_blocked
+from quire_operator.rollout import is_rollout_complete
 from quire_operator.times import format_time
 
 REPLACE = {"strategy": "Replace", "waitForIdle": "60s"}
@@ -111,20 +111,6 @@ def test_no_costs_where_all_go_or_more_come(replicas: int) -> None:
     plan = world.plan()
     assert not plan.needs_loads
     assert not any(isinstance(action, Annotate) for action in plan.actions)
-
-
-def test_a_surge_pod_that_finds_no_node_blocks() -> None:
-    world, (old,) = served()
-    changed(world)
-    revision = world.settle().revision
-    assert surge_pod_blocked(world.observed, revision) is None
-    new = world.add_pod(is_ready=False, unschedulable_since=NOW)
-    assert [pod["metadata"]["name"] for pod in current_pods(world.observed, revision)] == [new]
-    assert [pod["metadata"]["name"] for pod in old_pods(world.observed, revision)] == [old]
-    assert surge_pod_blocked(world.observed, revision) == "no GPU"
-    assert surge_pod_blocked(world.observed, None) is None
-    world.see(pods=tuple(pod for pod in world.observed.pods if pod["metadata"]["name"] == new))
-    assert surge_pod_blocked(world.observed, revision) is None
 
 
 def test_when_a_rollout_is_complete() -> None:

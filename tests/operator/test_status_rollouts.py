@@ -67,6 +67,19 @@ def test_a_rollout_beside_serving_pods(new: Manifest, reason: str, line: str) ->
     assert (status["replicas"], status["readyReplicas"], status["pendingReplicas"]) == (2, 1, 1)
 
 
+@pytest.mark.parametrize("has_old", [True, False])
+def test_a_pod_that_finds_no_place_beside_its_volume_is_told_the_cure(has_old: bool) -> None:
+    new = unschedulable("pod-b")
+    (scheduled,) = new["status"]["conditions"]
+    scheduled["message"] = "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match pod affinity rules."
+    old = [build_pod(revision="old", ready=True)] if has_old else []
+    status = derive(build_observed(*old, new, workload=build_workload()))
+    (rollout,) = (condition for condition in status["conditions"] if condition["type"] == "RolloutComplete")
+    assert rollout["reason"] == "RolloutBlocked"
+    assert "spec.cache.accessMode ReadWriteMany" in rollout["message"]
+    assert ("spec.rollout.strategy to Replace" in rollout["message"]) is has_old
+
+
 def test_a_first_rollout_has_nothing_to_fall_back_to_and_names_the_cause_itself() -> None:
     crashed = build_pod("pod-b", state=BACK_OFF, lastState=ended(CRASH))
     observed = build_observed(build_pod(ready=True), crashed, workload=build_workload(replicas=2))

@@ -6,7 +6,18 @@ import pytest
 from store_objects import CLAIM, JOB_NAME, KEY, SHARED_LABELS, llm, make
 
 from quire_contract import names
-from quire_operator.objects import JOB, LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, Key, Kind, Ref
+from quire_operator.objects import (
+    DEPLOYMENT,
+    JOB,
+    LEADER_WORKER_SET,
+    LLM_DEPLOYMENT,
+    PERSISTENT_VOLUME_CLAIM,
+    POD,
+    SERVICE,
+    Key,
+    Kind,
+    Ref,
+)
 from quire_operator.packing import trim
 from quire_operator.store import Store, model_place
 
@@ -155,6 +166,28 @@ def test_what_nobody_uses_concerns_a_key_that_is_nobodys() -> None:
     assert (store.claims_without_users("default"), store.jobs_without_users("default")) == ((), ())
     store.put(llm(version=2, model={"uri": "hf://other/model"}))
     assert len(store.claims_without_users("default")) == 1
+
+
+@pytest.mark.parametrize("templates", ["template", "leaderTemplate", "workerTemplate"])
+def test_what_a_workload_mounts_is_used(templates: str) -> None:
+    store = Store()
+    store.put(make(PERSISTENT_VOLUME_CLAIM, CLAIM, uid="u2", labels=SHARED_LABELS))
+    pod = {"spec": {"volumes": [{"persistentVolumeClaim": {"claimName": name}} for name in (CLAIM, "mine")]}}
+    kind = DEPLOYMENT if templates == "template" else LEADER_WORKER_SET
+    spec = {"template": pod} if kind == DEPLOYMENT else {"leaderWorkerTemplate": {templates: pod}}
+    store.put(make(kind, "smollm2", 1, owner_uid="llm-1", spec=spec))
+    assert store.claims_without_users("default") == ()
+    store.put(make(kind, "smollm2", 2, owner_uid="llm-1", spec={}))
+    assert len(store.claims_without_users("default")) == 1
+
+
+@pytest.mark.parametrize(("phase", "is_used"), [("Running", True), ("Pending", True), ("Failed", False)])
+def test_what_a_serving_pod_mounts_is_used(phase: str, is_used: bool) -> None:
+    store = Store()
+    store.put(make(PERSISTENT_VOLUME_CLAIM, CLAIM, uid="u2", labels=SHARED_LABELS))
+    labels = {names.LABEL_DEPLOYMENT: "smollm2", names.LABEL_CLAIM: names.claim_digest(CLAIM)}
+    store.put(make(POD, "p", labels=labels, status={"phase": phase}))
+    assert (store.claims_without_users("default") == ()) == is_used
 
 
 def test_an_event_concerns_whom_its_object_concerns() -> None:

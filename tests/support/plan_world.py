@@ -99,6 +99,9 @@ class World:
     def step(self) -> Plan:
         """Plan, and carry it out."""
         made = self.plan()
+        deleted = {action.ref for action in made.actions if isinstance(action, Delete)}
+        applied = {ref_of(action.manifest) for action in made.actions if isinstance(action, Apply)}
+        assert deleted.isdisjoint(applied), "what is deleted cannot be applied before it is gone"
         for action in made.actions:
             self.carry_out(action)
         return made

@@ -1,7 +1,8 @@
 """The Job that brings a model into a volume: `quire download`, the only pod that sees a token or the network.
 
-A Job is immutable: one that should be different is deleted and made again. Its digest leaves out which attempt it is,
-so that only a change of what it does tells the two apart.
+A Job is immutable: one that should be different is deleted and made again. Its digest leaves out which attempt it is
+and where it runs, so that only a change of what it does tells the two apart. It runs where the model is to be served:
+where a volume is made for its first pod, that pod decides which nodes can ever mount it.
 """
 
 from quire_contract import environment, names, paths, ports
@@ -9,6 +10,7 @@ from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_operator.objects import JOB, Manifest
 from quire_operator.resources.child import with_applied_hash
 from quire_operator.resources.pod import TMP, pull_secrets
+from quire_operator.resources.render_input import Hardware
 from quire_operator.resources.security import container_security_context, pod_security_context
 from quire_operator.resources.volume import model_annotations, shared_labels
 from quire_operator.settings import Settings
@@ -18,10 +20,16 @@ CONTAINER = names.COMPONENT_DOWNLOAD
 _BACKOFF_LIMIT = 6
 _GRACE_PERIOD_S = 10
 """A download that is interrupted is taken up again; there is nothing to finish."""
+_PLACEMENT_FIELDS = ("nodeSelector", "tolerations")
 
 
-def render_download_job(deployment: LLMDeployment, settings: Settings, claim: str, attempt: int) -> Manifest:
-    """Build the Job that fills `claim`; for a pvc:// model, that checks what is in it."""
+def render_download_job(
+    deployment: LLMDeployment, settings: Settings, hardware: Hardware, claim: str, attempt: int
+) -> Manifest:
+    """Build the Job that fills `claim`; for a pvc:// model, that checks what is in it.
+
+    Of `hardware`, only where it is counts: the download itself needs no GPU.
+    """
     model = deployment.spec.model
     labels = shared_labels(deployment, names.COMPONENT_DOWNLOAD)
     job = with_applied_hash(
@@ -44,7 +52,24 @@ def render_download_job(deployment: LLMDeployment, settings: Settings, claim: st
         }
     )
     job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = str(attempt)
+    job["spec"]["template"]["spec"] |= _placement(hardware)
     return job
+
+
+def placement_of(job: Manifest) -> Manifest:
+    """Return the fields of a Job's pods that say where they may run."""
+    spec = job["spec"]["template"]["spec"]
+    return {field: spec[field] for field in _PLACEMENT_FIELDS if spec.get(field)}
+
+
+def _placement(hardware: Hardware) -> Manifest:
+    tolerations = [dict(toleration) for toleration in hardware.tolerations]
+    if hardware.node_selector and hardware.gpu_resource is not None:
+        # A pod that asks for GPUs is given this one on admission (ExtendedResourceToleration); this pod asks for none.
+        admitted = {"key": hardware.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
+        tolerations += [admitted] if admitted not in tolerations else []
+    placement = {"nodeSelector": dict(hardware.node_selector), "tolerations": tolerations}
+    return {field: value for field, value in placement.items() if value}
 
 
 def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Manifest:

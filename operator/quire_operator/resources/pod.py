@@ -21,12 +21,16 @@ from quire_operator.resources.merge import merge_strategically
 from quire_operator.resources.render_input import Hardware, RenderInput
 from quire_operator.resources.security import container_security_context, pod_security_context
 from quire_operator.resources.services import HTTP_PORT_NAME
+from quire_operator.resources.volume import DEFAULT_ACCESS_MODE
 from quire_operator.server_arguments import server_arguments
 from quire_operator.spec import LLMDeployment, SpecError
 
 CONTAINER: Final = names.COMPONENT_SERVER
 """Name of the container that serves."""
 TMP: Final = "/tmp"
+_HOSTNAME: Final = "kubernetes.io/hostname"
+_ONE_NODE_MODES: Final = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
+"""Access modes of a volume that is attached to one node at a time."""
 _TERMINATION_SLACK_S: Final = 10
 """For the process to end after its last request, and for the kubelet to notice."""
 _HANG_GRACE_S: Final = 10
@@ -47,7 +51,7 @@ def build_pod_template(
         SpecError: `spec.podTemplate` cannot be merged, or takes away what the operator finds its pods by.
     """
     deployment = given.deployment
-    labels = names.common_labels(deployment.name, names.COMPONENT_SERVER)
+    labels = names.common_labels(deployment.name, names.COMPONENT_SERVER) | _claim_label(given)
     template: Manifest = {
         "metadata": {"labels": labels, "annotations": {"kubectl.kubernetes.io/default-container": CONTAINER}},
         "spec": {
@@ -83,17 +87,10 @@ def pull_secrets(secrets: Sequence[str]) -> Manifest:
 
 
 def _placement(given: RenderInput) -> Manifest:
-    """Return where pods run. One node may hold them all if it must, so that a small cluster can scale too."""
+    """Return where pods run."""
     hardware = given.hardware
     placement: Manifest = {
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": names.selector_labels(given.deployment.name)},
-            }
-        ],
+        **(_beside_the_volume(given) if _is_on_one_node(given) else _spread(given)),
         **pull_secrets(given.settings.images.pull_secrets),
     }
     for field, value in (
@@ -105,6 +102,41 @@ def _placement(given: RenderInput) -> Manifest:
         if value:
             placement[field] = value
     return placement
+
+
+def _spread(given: RenderInput) -> Manifest:
+    """Prefer one pod per node. One node may hold them all if it must, so that a small cluster can scale too."""
+    return {
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": _HOSTNAME,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": names.selector_labels(given.deployment.name)},
+            }
+        ]
+    }
+
+
+def _beside_the_volume(given: RenderInput) -> Manifest:
+    """Keep all pods of a claim on one node, those of other LLMDeployments too; the first may go anywhere.
+
+    Elsewhere a pod would wait for the volume for ever, and only its events would say so; one that finds no place here
+    is unschedulable, which everybody sees.
+    """
+    term = {"topologyKey": _HOSTNAME, "labelSelector": {"matchLabels": _claim_label(given)}}
+    return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
+
+
+def _is_on_one_node(given: RenderInput) -> bool:
+    if given.claim is None:
+        return False
+    wanted = given.deployment.spec.cache.access_mode or DEFAULT_ACCESS_MODE
+    return _ONE_NODE_MODES.issuperset(given.access_modes or (wanted,))
+
+
+def _claim_label(given: RenderInput) -> dict[str, str]:
+    return {} if given.claim is None else {names.LABEL_CLAIM: names.claim_digest(given.claim)}
 
 
 def _container(given: RenderInput, extra_arguments: Sequence[str], is_answering: bool) -> Manifest:
@@ -161,7 +193,10 @@ def _probes(given: RenderInput) -> Manifest:
 
 
 def _env(given: RenderInput) -> list[Manifest]:
-    """Return the variables. The user's come last and win; those read from elsewhere first, so that `$(NAME)` works."""
+    """Return the variables. The user's come last and win; those read from elsewhere first, so that `$(NAME)` works.
+
+    Their order says something only where a value may refer to another; elsewhere a reordered list rolls nothing out.
+    """
     engine = given.deployment.spec.engine
     variables: dict[str, Manifest] = {
         "HOME": {"value": TMP},
@@ -177,6 +212,8 @@ def _env(given: RenderInput) -> list[Manifest]:
         **{name: {"valueFrom": dict(source)} for name, source in engine.env_sources.items()},
         **{name: {"value": value} for name, value in engine.env.items()},
     }
+    if not any("$(" in value for value in engine.env.values()):
+        users = dict(sorted(users.items()))
     ours = {name: variable for name, variable in variables.items() if name not in users}
     return [{"name": name, **variable} for name, variable in (ours | users).items()]
 

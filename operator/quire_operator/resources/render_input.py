@@ -37,6 +37,8 @@ class RenderInput:
     """Name of the PersistentVolumeClaim that holds the model; None for oci://, which is mounted as an image."""
     facts: ModelFacts | None
     """None for oci://."""
+    access_modes: tuple[str, ...] = ()
+    """Of the claim; empty: it is still to be made, with what the spec asks for."""
     replicas: int
     load_budget_s: float
     """How long a pod may take from its start to ready."""

@@ -9,6 +9,8 @@ from quire_operator.resources.child import with_applied_hash
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
 
+DEFAULT_ACCESS_MODE = "ReadWriteOnce"
+"""What every StorageClass can do."""
 _GIB = 1 << 30
 
 
@@ -16,7 +18,7 @@ def render_volume(deployment: LLMDeployment, settings: Settings, size_bytes: int
     """Build the claim. `settings` has no say yet; class and access mode are the spec's, or the cluster's default."""
     model, cache = deployment.spec.model, deployment.spec.cache
     spec: Manifest = {
-        "accessModes": [cache.access_mode or "ReadWriteOnce"],
+        "accessModes": [cache.access_mode or DEFAULT_ACCESS_MODE],
         "resources": {"requests": {"storage": _format_size(size_bytes)}},
     }
     if cache.storage_class_name is not None:
@@ -34,6 +36,11 @@ def render_volume(deployment: LLMDeployment, settings: Settings, size_bytes: int
             "spec": spec,
         }
     )
+
+
+def access_modes_of(volume: Manifest | None) -> tuple[str, ...]:
+    """Return how a claim may be mounted; empty where there is none yet."""
+    return () if volume is None else tuple(volume["spec"].get("accessModes") or ())
 
 
 def shared_labels(deployment: LLMDeployment, component: str) -> dict[str, str]:

@@ -52,7 +52,7 @@ class BucketSource(ABC):
             names = {self._name(path): path for path in objects if not path.endswith("/")}
             if not names:
                 raise SourceNotFoundError(f"{self._uri}: there is nothing.", hint="Check spec.model.uri.")
-            chosen = choose_files(str(self._uri), names)
+            chosen = choose_files(str(self._uri), names, lambda name: f"{self._uri}/{name}")
             files = tuple(self._remote_file(name, names[name], objects[names[name]]) for name in chosen)
         return Listing(files=files, revision=files[0].version if len(files) == 1 else None)
 

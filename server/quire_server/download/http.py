@@ -19,6 +19,7 @@ from quire_server.download.source import (
     Listing,
     RemoteFile,
     StartOverError,
+    without_query,
 )
 
 TIMEOUT: Final = httpx2.Timeout(30.0, connect=10.0, pool=None)
@@ -84,6 +85,7 @@ class HttpSource:
 
     def __init__(self, uri: ModelUri, token: str | None) -> None:
         self._url = str(uri)
+        self._shown = without_query(uri)
         self._name = uri.path.partition("?")[0].rpartition("/")[2]
         self._headers = {"User-Agent": "quire"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = bool(token)
@@ -93,11 +95,6 @@ class HttpSource:
                 f"{self._shown}: over HTTP a model is one .gguf file; this URL names none.",
                 hint="Put a model of several files on the Hub or in a bucket (hf://, s3://, gs://).",
             )
-
-    @property
-    def _shown(self) -> str:
-        """Without the query: it may hold a signature."""
-        return self._url.partition("?")[0]
 
     def list_files(self) -> Listing:
         """Ask for one byte: unlike HEAD, that works with signed URLs, and tells whether ranges do."""

@@ -51,13 +51,15 @@ class HubSource:
             raise DownloadError(f"{self._repo_id}: the Hub does not say which commit {self._revision or 'it'} is.")
         self._commit = info.sha
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        names = choose_files(self._repo_id, siblings)
+        names = choose_files(self._repo_id, siblings, self._url)
         return Listing(files=tuple(_remote_file(siblings[name]) for name in names), revision=info.sha)
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
+        return read_range(get_session(), self._url(file.name), headers=self._headers, start=start, check=self._check)
+
+    def _url(self, name: str) -> str:
         assert self._commit is not None, "list_files comes first"
-        url = hf_hub_url(self._repo_id, file.name, revision=self._commit)
-        return read_range(get_session(), url, headers=self._headers, start=start, check=self._check)
+        return hf_hub_url(self._repo_id, name, revision=self._commit)
 
     def _check(self, response: httpx2.Response) -> None:
         try:

@@ -6,7 +6,7 @@ frameworks' weights and pictures are left where they are.
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,12 +19,34 @@ _PROJECTOR = "mmproj"
 _PART = re.compile(r"(?P<model>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 
-def choose_files(model: str, names: Iterable[str]) -> list[str]:
-    """Return the names of the files to fetch. `model` is what a person calls the source, for messages.
+def choose_files(model: str, names: Iterable[str], address: Callable[[str], str] | None = None) -> list[str]:
+    """Return the names of the files to fetch.
+
+    Args:
+        model: what a person calls the source, for messages.
+        names: of all its files.
+        address: returns the model URI of one file alone; None where only a path can name one.
 
     Raises:
-        ModelInvalidError: the files are no model, or several.
+        ModelInvalidError: the files are no model, or several, or one has an impossible name.
     """
+    chosen = _choose(model, names, address)
+    for name in chosen:
+        check_name(name)
+    return chosen
+
+
+def check_name(name: str) -> None:
+    """Raise ModelInvalidError unless the name of a file surely leads to a place inside of its model's directory."""
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ModelInvalidError(
+            f"The source lists {name!r}, which is no name for a file of a model: names are relative, without empty"
+            " parts, '.' and '..'.",
+            hint="Rename the file at the source, or name another source.",
+        )
+
+
+def _choose(model: str, names: Iterable[str], address: Callable[[str], str] | None) -> list[str]:
     needed = [name for name in names if not _matches(name, NOT_NEEDED)]
     safetensors = [name for name in needed if name.endswith(".safetensors")]
     if safetensors:
@@ -39,9 +61,16 @@ def choose_files(model: str, names: Iterable[str]) -> list[str]:
             f"{model} holds no safetensors and no GGUF files.", hint="Name a source that holds one or the other."
         )
     listed = ", ".join(parts[0] for parts in models)
-    raise ModelInvalidError(
-        f"{model} holds several GGUF models ({listed}).", hint="Download the one you want and give its path."
-    )
+    raise ModelInvalidError(f"{model} holds several GGUF models ({listed}).", hint=_how_to_name_one(models, address))
+
+
+def _how_to_name_one(models: Sequence[Sequence[str]], address: Callable[[str], str] | None) -> str:
+    if address is None:
+        return "Download the one you want and give its path."
+    for first, *_ in models:
+        if not _PART.fullmatch(first):
+            return f"Name one of them in spec.model.uri, such as {address(first)}."
+    return "Put the parts of one into a prefix of a bucket, or into a volume, of their own."
 
 
 def model_path(directory: Path) -> Path:

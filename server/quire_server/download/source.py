@@ -10,8 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from quire_contract.model_uri import ModelUri
+from quire_server.download.selection import check_name
+
 CHUNK_BYTES: Final = 8 << 20
 """Read at once where the library asks per read; small enough for progress, large enough for the round trip."""
+
+
+def without_query(uri: ModelUri) -> str:
+    """Return the URI as people and logs are shown it: the query of a URL may hold a signature."""
+    return str(uri).partition("?")[0]
 
 
 class InterruptedTransferError(Exception):
@@ -36,12 +44,17 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteFile:
+    """A file of the model. Raises ModelInvalidError where its name leads, or may lead, out of the model's directory."""
+
     name: str
     """Relative, with slashes; where the file goes below the model's directory."""
     size_bytes: int
     checksum: Checksum | None = None
     version: str | None = None
     """Changes with the content: an entity tag or a generation. None: not known."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
     @property
     def is_resumable(self) -> bool:

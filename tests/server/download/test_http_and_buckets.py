@@ -54,6 +54,20 @@ def test_one_gguf_file_over_http(store, start_job, volume, url, headers) -> None
     assert start_job(url).facts() == facts
 
 
+def test_a_signature_is_shown_nowhere(store, start_job, url) -> None:
+    signed = f"{url}?X-Amz-Signature=5ec2e7"
+    job = start_job(signed)
+    facts = job.facts()
+    assert facts.bytes == len(GGUF)
+    assert f"{url} at" in job.log
+    shown = [job.log, str(facts)]
+    for broken in (signed.replace("m.gguf", "n.gguf"), f"{signed} ", signed.replace("//", "//_")):
+        job = start_job(broken)
+        assert job.wait() in (1, 2)
+        shown += [job.log, str(job.end())]
+    assert not [text for text in shown if "5ec2e7" in text]
+
+
 def test_a_broken_connection_is_continued_by_range(store, start_job, volume, url) -> None:
     store.break_after = 100_000
     facts = start_job(url).facts()
@@ -123,6 +137,14 @@ class TestBuckets:
         facts = run("bucket/dir/m.gguf").facts()
         assert (volume / facts.path).read_bytes() == GGUF
         assert facts.path.endswith("/m.gguf")
+
+    @pytest.mark.parametrize("name", ["/x.json", "sub/../../../other/config.json"])
+    def test_a_name_that_leads_out_of_the_model(self, run, store, model, volume, name) -> None:
+        store.objects[f"bucket/models/tiny/{name}"] = b"{}"
+        failure = run("bucket/models/tiny").failure()
+        assert failure.code == "ModelInvalid"
+        assert repr(name) in failure.message
+        assert not list(volume.rglob("*.json"))
 
     def test_a_download_that_was_killed_goes_on_by_range(self, run, store, volume, support) -> None:
         store.objects["bucket/dir/m.gguf"] = GGUF

@@ -209,6 +209,19 @@ def test_what_is_no_model(mirror, start_job, tmp_path, files, says) -> None:
     assert says in failure.message
 
 
+def test_one_of_several_gguf_models_is_fetched_by_its_url(mirror, start_job, tmp_path) -> None:
+    (tmp_path / "several").mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / "several" / name).write_bytes(b"GGUF")
+    mirror.serve(REPOSITORY, tmp_path / "several")
+    hint = start_job(URI).failure().hint
+    assert hint.startswith(f"Name one of them in spec.model.uri, such as {mirror.url}/{REPOSITORY}/resolve/")
+    url = hint.rpartition(" ")[2].removesuffix(".")
+    job = start_job(url)
+    assert job.wait() == 1
+    assert "a.gguf: 4 B" in job.log  # it has come, and is then found to be none
+
+
 def test_an_unknown_architecture_is_no_failure(mirror, start_job, model, support) -> None:
     (model / "config.json").write_text(json.dumps({**support.CONFIG, "model_type": "unheard_of"}))
     mirror.serve(REPOSITORY, model)

@@ -4,6 +4,7 @@ import pytest
 
 from quire_server.download.errors import ModelInvalidError
 from quire_server.download.selection import choose_files, gguf_parts, model_path
+from quire_server.download.source import RemoteFile
 
 PARTS = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
 
@@ -37,6 +38,37 @@ def test_what_makes_a_model(names: list[str], chosen: list[str]) -> None:
 def test_what_makes_none(names: list[str], says: str) -> None:
     with pytest.raises(ModelInvalidError, match=says):
         choose_files("m", names)
+
+
+@pytest.mark.parametrize(
+    ("names", "cure"),
+    [
+        (["a.gguf", "b.gguf"], "spec.model.uri, such as s3://m/a.gguf."),
+        ([*PARTS, "other.gguf"], "spec.model.uri, such as s3://m/other.gguf."),
+        (["m-00001-of-00002.gguf", "m-00001-of-00003.gguf"], "into a prefix of a bucket"),
+    ],
+)
+def test_of_several_models_one_can_be_named(names: list[str], cure: str) -> None:
+    with pytest.raises(ModelInvalidError) as caught:
+        choose_files("m", names, "s3://m/{}".format)
+    assert cure in caught.value.termination.hint
+    with pytest.raises(ModelInvalidError) as caught:
+        choose_files("m", names)
+    assert "give its path" in caught.value.termination.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["/abs.json", "sub/../../../other/config.json", "..", "a//b.json", "a/./b.json", "dir/", "", "a\0.json"]
+)
+def test_no_source_can_name_a_file_outside_of_its_model(name: str) -> None:
+    with pytest.raises(ModelInvalidError, match="no name for a file") as caught:
+        RemoteFile(name=name, size_bytes=1)
+    assert repr(name) in str(caught.value)
+    others = ["config.json", "m.safetensors"]
+    if name.endswith(".json"):
+        with pytest.raises(ModelInvalidError, match="no name for a file"):
+            choose_files("m", [*others, name])
+    assert choose_files("m", [*others, "logs//x.txt"]) == others
 
 
 def test_what_is_served_of_a_directory(tmp_path: Path) -> None:

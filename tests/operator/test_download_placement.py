@@ -1,0 +1,113 @@
+"""Where the download runs: with the pods that will serve, because a volume may be made where its first pod is."""
+
+from typing import Any
+
+from plan_world import World, condition, described, manifest
+
+from quire_contract import names
+from quire_operator.settings import parse_settings
+from quire_operator.times import format_time
+
+JOB_NAME = names.download_job_name("hf://a/b", None, names.cache_pvc_name("hf://a/b"))
+PROFILES = {
+    "a": {
+        "resources": {"limits": {"nvidia.com/gpu": 1}},
+        "nodeSelector": {"pool": "a"},
+        "tolerations": [{"key": "team", "operator": "Exists"}],
+        "runtimeClassName": "nvidia",
+        "fallbackAfter": "2m",
+    },
+    "b": {"resources": {"limits": {"memory": "8Gi"}}, "nodeSelector": {"pool": "b"}},
+}
+
+
+def downloading(spec: dict[str, Any] | None = None, settings: dict[str, Any] | None = None) -> World:
+    world = World(manifest=manifest(spec), settings=parse_settings(settings or {}))
+    world.settle()
+    return world
+
+
+def profiled(*profiles: str) -> World:
+    spec = {"resources": None, "profiles": list(profiles)}
+    return downloading(spec, {"profiles": PROFILES})
+
+
+def attempt(world: World) -> str:
+    assert world.observed.job is not None
+    text: str = world.observed.job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT]
+    return text
+
+
+def job_spec(world: World) -> dict[str, Any]:
+    assert world.observed.job is not None
+    spec: dict[str, Any] = world.observed.job["spec"]["template"]["spec"]
+    return spec
+
+
+def unschedulable(world: World, message: str = "0/3 nodes are available") -> None:
+    pod = world.add_job_pod("Pending")
+    said = condition("PodScheduled", "False", at=world.now, reason="Unschedulable", message=message)
+    pod["status"] |= {"conditions": [said], "containerStatuses": []}
+
+
+def test_a_download_runs_where_the_model_will() -> None:
+    spec = job_spec(profiled("a", "b"))
+    assert spec["nodeSelector"] == {"pool": "a"}
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+    assert spec["tolerations"] == [{"key": "team", "operator": "Exists"}, gpu]
+    assert "runtimeClassName" not in spec
+    assert "nvidia.com/gpu" not in repr(spec["containers"])
+    anywhere = job_spec(downloading())
+    assert not {"nodeSelector", "tolerations"} & set(anywhere)
+
+
+def test_a_download_that_has_its_node_is_not_begun_anew_elsewhere() -> None:
+    world = profiled("a")
+    world.set_spec(profiles=["b"])
+    assert world.plan().actions == ()
+    world.add_job_pod("Running")
+    assert world.plan().actions == ()
+
+
+def test_a_download_that_finds_no_node_moves_to_where_the_model_is_wanted() -> None:
+    world = profiled("a")
+    unschedulable(world)
+    assert world.plan().actions == ()
+    world.set_spec(profiles=["b"])
+    assert described(world.plan().actions) == [f"Delete Job/{JOB_NAME}"]
+    world.settle()
+    assert job_spec(world)["nodeSelector"] == {"pool": "b"}
+
+
+def test_two_users_who_place_a_download_differently_do_not_take_turns_fast() -> None:
+    world = profiled("a")
+    world.see(other_cache_users=frozenset({"other"}))
+    world.set_spec(profiles=["b"])
+    unschedulable(world)
+    assert (world.plan().actions, world.plan().requeue_after_s) == ((), 15)
+    world.now += 15
+    world.settle()
+    assert (job_spec(world)["nodeSelector"], attempt(world)) == ({"pool": "b"}, "2")
+    world.set_spec(profiles=["a"])
+    unschedulable(world)
+    assert (world.plan().actions, world.plan().requeue_after_s) == ((), 30)
+
+
+def test_a_download_that_finds_no_node_for_too_long_tries_the_next_profile() -> None:
+    world = profiled("a", "b")
+    world.set_status(activeProfile={"name": "a", "since": format_time(world.now)})
+    unschedulable(world)
+    assert (world.plan().profile, world.plan().requeue_after_s) == ("a", 120)
+    world.now += 120
+    assert world.step().profile == "b"
+    world.set_status(activeProfile={"name": "b", "since": format_time(world.now)})
+    world.settle()
+    assert job_spec(world)["nodeSelector"] == {"pool": "b"}
+
+
+def test_a_download_that_waits_for_its_volume_stays_with_its_profile() -> None:
+    world = profiled("a", "b")
+    world.set_status(activeProfile={"name": "a", "since": format_time(world.now)})
+    unschedulable(world, "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims.")
+    world.now += 1000
+    assert (world.plan().profile, world.plan().actions) == ("a", ())
