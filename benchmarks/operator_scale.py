@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Api:
 
     @asynccontextmanager
     async def watch(self, path: str) -> AsyncIterator[aiohttp.StreamReader]:
-        async with self._session.get(self._server + path, params={"watch": "true"}) as response:
+        async with self._session.get(self._server + path, params={"watch": "true", "resourceVersion": "0"}) as response:
             yield response.content
 
 
@@ -121,7 +121,8 @@ async def populate(api: Api, plane: ControlPlane, count: int) -> None:
     """Install the CRD, and create volumes that hold their models and the LLMDeployments that use them."""
     crd = common.ROOT / "crds" / "llmdeployment.yaml"
     plane.admin("apply", "--server-side", "-f", str(crd))
-    plane.admin("wait", "--for=condition=Established", f"crd/{names.CRD_NAME}", "--timeout=30s")
+    while not plane.admin.answers("get", names.PLURAL):
+        await asyncio.sleep(0.2)
     # Calls are counted here, not rights.
     plane.admin("create", "clusterrolebinding", "operator", "--clusterrole=cluster-admin", f"--user={OPERATOR_USER}")
     for number in range(NAMESPACES):
@@ -167,6 +168,7 @@ def llm_deployment(index: int) -> Manifest:
             "model": {"uri": model_uri(index // NAMESPACES)},
             "resources": {"limits": {"cpu": 2, "memory": "4Gi"}},
             "engine": {"maxModelLen": 2048},
+            "rollout": {"waitForIdle": "0s"},  # there is no server to ask whether it is idle
         },
     }
 
@@ -296,7 +298,9 @@ async def change_latencies(api: Api, count: int, num_changes: int) -> list[float
 
         async def read() -> None:
             async for line in events:
-                found = json.loads(line)["object"]
+                event = json.loads(line)
+                assert event["type"] != "ERROR", event
+                found = event["object"]
                 key = f"{found['metadata'].get('namespace')}/{found['metadata'].get('name')}"
                 async with arrived:
                     seen[key] = found["metadata"].get("generation", 0)
@@ -304,7 +308,7 @@ async def change_latencies(api: Api, count: int, num_changes: int) -> list[float
 
         reader = asyncio.create_task(read())
         async with arrived:
-            await arrived.wait_for(lambda: len(seen) >= count)
+            await asyncio.wait_for(arrived.wait_for(lambda: len(seen) >= count), 60)
         for number in range(num_changes):
             index = number * 7919 % count
             key = f"scale-{index % NAMESPACES}/llm-{index}"
@@ -316,6 +320,8 @@ async def change_latencies(api: Api, count: int, num_changes: int) -> list[float
                 await asyncio.wait_for(arrived.wait_for(lambda key=key, before=before: seen[key] > before), 60)
             latencies.append(time.perf_counter() - started)
         reader.cancel()
+        with suppress(asyncio.CancelledError):
+            await reader
     return latencies
 
 
@@ -325,8 +331,12 @@ async def wait_quiet(plane: ControlPlane, since: int) -> int:
         _, before = calls(plane, since)
         await asyncio.sleep(SETTLED_S)
         counted, since = calls(plane, before)
-        if not counted:
+        if not counted.total():
             return since
+
+
+def report(stage: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {stage}", file=sys.stderr, flush=True)
 
 
 async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[common.Row], dict[str, Any]]:
@@ -337,17 +347,22 @@ async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[co
                 started = time.perf_counter()
                 await wait_all(api, count)
                 all_s = time.perf_counter() - started
+                report(f"all is there after {all_s:.1f} s")
                 await run_pods(api)
                 mark = await wait_quiet(plane, 0)
                 memory_mb = resident_mb(pid)
                 first_calls, _ = calls(plane, 0)
+                report("pods are ready, the operator is quiet")
                 latencies = await change_latencies(api, count, num_changes)
+                report("changes are made")
                 await run_pods(api)
                 mark = await wait_quiet(plane, mark)
+                report("the operator is quiet")
                 await asyncio.sleep(quiet_s)
                 quiet_calls, mark = calls(plane, mark)
                 memory_mb = max(memory_mb, resident_mb(pid))
             restarted_at = mark
+            report("restart")
             with operator(plane, plane.directory) as pid:
                 await asyncio.sleep(20)
                 await wait_quiet(plane, mark)
