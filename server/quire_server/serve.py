@@ -102,7 +102,8 @@ def _run_loop(arguments: ServeArguments, listener: socket.socket, process: Engin
     from quire_server.serving import Serving
 
     async def serve() -> int:
-        return await Serving(arguments, listener, process).run()
+        end = await Serving(arguments, listener, process).run()
+        return 0 if end is None else fail(end)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve())

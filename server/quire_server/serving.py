@@ -29,7 +29,6 @@ from quire_server.frontend import Frontend
 from quire_server.generation_defaults import read_generation_defaults
 from quire_server.metrics import ServerMetrics
 from quire_server.model_source import ReadinessReport, resolve_model
-from quire_server.serve import fail
 from quire_server.stats_log import log_stats
 from quire_server.tokens.tokenizer import load_tokenizer
 
@@ -61,8 +60,8 @@ class Serving:
         self._signalled_again = asyncio.Event()
         self._started = time.monotonic()
 
-    async def run(self) -> int:
-        """Serve to the end; return the exit code."""
+    async def run(self) -> TerminationMessage | None:
+        """Serve to the end; return why that was a failure, or None."""
         server = _build_http_server(self._frontend)
         http = asyncio.create_task(server.serve(sockets=[self._listener]), name="http")
         log.info("Listening on %s:%d", *self._listener.getsockname()[:2])
@@ -71,7 +70,7 @@ class Serving:
         server.should_exit = True
         await http
         await self._client.stop()
-        return 0 if end is None else fail(end)
+        return end
 
     async def _run_to_end(self) -> TerminationMessage | None:
         """Load, serve and drain; return why the process failed, or None."""
