@@ -6,6 +6,7 @@ cluster is used; it must reach the images that QUIRE_E2E_IMAGES names, and this 
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,16 @@ def rules_kubectl(cluster: Cluster) -> Kubectl:
     bound = bind_kubectl(cluster)
     bound("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds" / "llmdeployment.yaml"))
     return bound
+
+
+@pytest.fixture
+def restricted(rules_kubectl: Kubectl) -> Iterator[Kubectl]:
+    """The same in a new namespace, whose pods must be restricted."""
+    name = f"restricted-{uuid.uuid4().hex[:8]}"
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+    rules_kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    yield rules_kubectl.inside(name)
+    rules_kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture

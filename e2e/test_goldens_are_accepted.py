@@ -6,7 +6,6 @@ Kinds that a cluster may not have are checked in `tests/operator/test_optional_k
 
 import json
 import subprocess
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,6 @@ from quire_operator.objects import OPTIONAL_KINDS
 
 GOLDEN = sorted((Path(__file__).resolve().parents[1] / "tests" / "operator" / "golden").glob("*.yaml"))
 OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}
-RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
-
-
-@pytest.fixture
-def restricted(rules_kubectl: Kubectl) -> Iterator[Kubectl]:
-    """A new namespace whose pods must be restricted."""
-    name = f"goldens-{uuid.uuid4().hex[:8]}"
-    rules_kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}})
-    yield rules_kubectl.inside(name)
-    rules_kubectl("delete", "namespace", name, "--wait=false")
 
 
 def apply_dry(kubectl: Kubectl, document: dict[str, Any]) -> dict[str, Any]:

@@ -110,14 +110,11 @@ class ControlPlane:
         self.api_server.stop(grace_s=_API_SERVER_GRACE_S)
         self.etcd.stop()
 
-    def kubeconfig_for(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """Return a kubeconfig for a user, made where there is none. What the user may do is RBAC's to say."""
-        name = "user-" + "".join(c if c.isalnum() else "-" for c in user)
-        path = self.pki.kubeconfig(name)
-        if not path.exists():
-            self.pki.issue(name, user=user, groups=groups)
-            self.pki.write_kubeconfig(name, self.server)
-        return path
+    def create_service_account(self, namespace: str, name: str) -> Path:
+        """Create a service account, and return a kubeconfig with a token of its, as the account's pods have one."""
+        self.admin("create", "serviceaccount", name, f"--namespace={namespace}")
+        token = self.admin("create", "token", name, f"--namespace={namespace}", "--duration=24h").strip()
+        return self.pki.write_token_kubeconfig(f"service-account-{namespace}-{name}", self.server, token)
 
     def _create_pki(self) -> None:
         pki = self.pki
@@ -186,7 +183,7 @@ def api_server_only(*, audit: bool = False) -> Iterator[ControlPlane]:
     """Run etcd and an API server without nodes or controllers, and remove them at the end.
 
     `.admin` is kubectl as an administrator, `.admin.kubeconfig` its kubeconfig. With `audit`, every request is a line
-    of JSON in `.audit_log`; give what is to be counted its own user by `.kubeconfig_for(user, groups)`.
+    of JSON in `.audit_log`; give what is to be counted an account of its own by `.create_service_account`.
     """
     paths = Paths.from_environment()
     ensure_packages(API_SERVER_PACKAGES)

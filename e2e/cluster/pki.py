@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,27 +72,31 @@ class Pki:
 
     def write_kubeconfig(self, name: str, server: str, path: Path | None = None) -> Path:
         """Write how the holder of a certificate reaches a server, everything within the file; return its path."""
-        path = path or self.kubeconfig(name)
-        content = build_kubeconfig(
-            server=server,
-            authority=self.ca.read_bytes(),
-            certificate=self.certificate(name).read_bytes(),
-            key=self.key(name).read_bytes(),
-        )
+        user = {
+            "client-certificate-data": _encode(self.certificate(name).read_bytes()),
+            "client-key-data": _encode(self.key(name).read_bytes()),
+        }
+        return self._write_kubeconfig(path or self.kubeconfig(name), server, user)
+
+    def write_token_kubeconfig(self, name: str, server: str, token: str) -> Path:
+        """The same for the holder of a token."""
+        return self._write_kubeconfig(self.kubeconfig(name), server, {"token": token})
+
+    def _write_kubeconfig(self, path: Path, server: str, user: Mapping[str, str]) -> Path:
+        content = build_kubeconfig(server=server, authority=self.ca.read_bytes(), user=user)
         path.touch(mode=0o600)
         path.write_text(json.dumps(content, indent=2))
         return path
 
 
-def build_kubeconfig(*, server: str, authority: bytes, certificate: bytes, key: bytes) -> dict[str, object]:
+def build_kubeconfig(*, server: str, authority: bytes, user: Mapping[str, str]) -> dict[str, object]:
     """Return a kubeconfig with one cluster, one user and one context, all named "quire"."""
     cluster = {"server": server, "certificate-authority-data": _encode(authority)}
-    user = {"client-certificate-data": _encode(certificate), "client-key-data": _encode(key)}
     return {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "quire", "cluster": cluster}],
-        "users": [{"name": "quire", "user": user}],
+        "users": [{"name": "quire", "user": dict(user)}],
         "contexts": [{"name": "quire", "context": {"cluster": "quire", "user": "quire"}}],
         "current-context": "quire",
     }

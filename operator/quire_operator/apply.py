@@ -3,6 +3,10 @@
 One action's failure does not keep the others from being tried, unless nobody answers at all. What the API server
 returns goes into the store, so that the next plan sees it before the watch does. Takes over no object that somebody
 else has made under a wanted name. Decides nothing else.
+
+Objects are kept by server-side apply, which alone tells our fields from those of others. What users merge nothing into
+is created by a plain create, though: that is one call instead of two (a look whether the name is free, and the apply)
+and no other object can slip in between. The first apply over it takes the ownership over: see `_own_by_apply`.
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from typing import Final
 from quire_contract import names
 from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.kube import (
+    AlreadyExistsError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -28,8 +33,10 @@ from quire_operator.kube import (
     UnreachableError,
 )
 from quire_operator.objects import (
+    DEPLOYMENT,
     LEADER_WORKER_SET,
     OPTIONAL_KINDS,
+    OWNED_KINDS,
     Manifest,
     Ref,
     annotation_of,
@@ -41,9 +48,12 @@ from quire_operator.times import format_time
 
 logger = logging.getLogger(__name__)
 
-REPLACE_MANAGER: Final = f"{names.FIELD_MANAGER}-replace"
-"""Who puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
+WHOLE_MANAGER: Final = f"{names.FIELD_MANAGER}-whole"
+"""Who creates or puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
+_OPERATION_APPLY: Final = "Apply"
 _POD_TEMPLATE: Final = re.compile(r"spec\.(template|leaderWorkerTemplate\.(leader|worker)Template)\b")
+_CREATED_WHOLE: Final = frozenset(OWNED_KINDS) - {DEPLOYMENT, LEADER_WORKER_SET}
+"""Kinds into which users merge nothing: of a field that a kind lacks, only apply says that it does."""
 _SERVES_WITHOUT: Final = frozenset(OPTIONAL_KINDS) - {LEADER_WORKER_SET}
 """Kinds without which a model serves all the same."""
 
@@ -167,6 +177,10 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
         return _Outcome.NOTHING  # the event that it is gone brings the key back
     before = store.get(ref)
     if before is None:
+        after = await _create(kube, manifest) if ref.kind in _CREATED_WHOLE else None
+        if after is not None:
+            store.put(after)
+            return _Outcome.DONE
         live = await kube.get(ref)
         if live is not None:
             _check_is_free(live, manifest)
@@ -179,6 +193,14 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
     return _Outcome.NOTHING if before is not None and _version(after) == _version(before) else _Outcome.DONE
+
+
+async def _create(kube: Kube, manifest: Manifest) -> Manifest | None:
+    """Create an object; None where there is one of its name."""
+    try:
+        return await kube.create(manifest, manager=WHOLE_MANAGER)
+    except AlreadyExistsError:
+        return None
 
 
 async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
@@ -196,28 +218,33 @@ async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
         if live is None:
             raise
         try:
-            return await _replace(kube, manifest, live)
+            await kube.replace(_whole(manifest, live), manager=WHOLE_MANAGER)
+            after = await kube.apply(manifest)
         except (InvalidError, ForbiddenError):
             raise error from None  # the document itself is at fault, and this says so in its own terms
-    # Where a replacement was broken off halfway, what this document no longer names is still there.
-    is_replaced = any(entry.get("manager") == REPLACE_MANAGER for entry in _managed_fields(after))
-    return await _replace(kube, manifest, after) if is_replaced else after
+    return await _own_by_apply(kube, manifest, after)
 
 
-async def _replace(kube: Kube, manifest: Manifest, live: Manifest) -> Manifest:
-    """Put the whole object, then own its fields by apply alone.
+async def _own_by_apply(kube: Kube, manifest: Manifest, after: Manifest) -> Manifest:
+    """Apply once more where the object was created or put whole before, as the owner of what that wrote.
 
-    Whoever puts an object owns what that changed as well. Left so, a field that is not applied any more would stay.
+    Whoever writes a whole object owns its fields beside those who apply them. Left so, a field that is not applied any
+    more would stay.
     """
-    await kube.replace(_whole(manifest, live), manager=REPLACE_MANAGER)
-    after = await kube.apply(manifest)
-    kept = [entry for entry in _managed_fields(after) if entry.get("manager") != REPLACE_MANAGER]
-    metadata = {"resourceVersion": _version(after), "managedFields": kept}
-    return await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
+    managed = after["metadata"].get("managedFields") or []
+    whole = next((entry for entry in managed if entry.get("manager") == WHOLE_MANAGER), None)
+    if whole is None:
+        return after
+    others = [entry for entry in managed if entry is not whole and not _is_applied_by_us(entry)]
+    ours = {**whole, "manager": names.FIELD_MANAGER, "operation": _OPERATION_APPLY}
+    metadata = {"resourceVersion": _version(after), "managedFields": [*others, ours]}
+    await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
+    return await kube.apply(manifest)
 
 
-def _managed_fields(manifest: Manifest) -> list[Manifest]:
-    return manifest["metadata"].get("managedFields") or []
+def _is_applied_by_us(entry: Manifest) -> bool:
+    is_ours = (entry.get("manager"), entry.get("operation")) == (names.FIELD_MANAGER, _OPERATION_APPLY)
+    return is_ours and not entry.get("subresource")
 
 
 def _whole(manifest: Manifest, live: Manifest) -> Manifest:

@@ -1,11 +1,15 @@
 """How to reach the API server, and as whom: $KUBECONFIG, else the pod's service account, else ~/.kube/config.
 
-Reads files only. Both kopf and our own client ask again from time to time, because a service account's token rotates.
+Outside of a cluster through a proxy, where the kubeconfig names one, or $HTTPS_PROXY does and $NO_PROXY does not except
+the server. Reads files and the environment only. Both kopf and our own client ask again from time to time, because a
+service account's token rotates.
 """
 
 import dataclasses
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import kopf
 
@@ -33,7 +37,7 @@ def load_connection() -> kopf.ConnectionInfo:
         raise ConnectionSettingsError(
             f"no API server: this is no pod, $KUBECONFIG is not set, and {Path.home()}/.kube/config is not there"
         )
-    return found
+    return _with_proxy(found)
 
 
 def _by_address(connection: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
@@ -44,3 +48,12 @@ def _by_address(connection: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
     return dataclasses.replace(
         connection, server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     )
+
+
+def _with_proxy(connection: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
+    """Look the proxy up once, here: an HTTP session that trusts the environment reads it anew at every request."""
+    server = urlsplit(connection.server)
+    proxy = getproxies().get(server.scheme)
+    if connection.proxy_url or not proxy or proxy_bypass(server.netloc):
+        return connection
+    return dataclasses.replace(connection, proxy_url=proxy)

@@ -82,8 +82,8 @@ class Kube(Protocol):
         """JSON merge patch."""
         ...
 
-    async def create(self, manifest: Manifest) -> Manifest:
-        """Create; raises AlreadyExistsError."""
+    async def create(self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER) -> Manifest:
+        """Create as `manager`; raises AlreadyExistsError."""
         ...
 
     async def replace(self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER) -> Manifest:

@@ -62,7 +62,7 @@ class KubeClient(Kube):
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, trust_env=True)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -85,7 +85,7 @@ class KubeClient(Kube):
         answer: Manifest = await self._ask("patch", ref, "PATCH", query, patch, _MERGE, subresource)
         return answer
 
-    async def create(self, manifest: Manifest) -> Manifest:
+    async def create(self, manifest: Manifest, *, manager: str = FIELD_MANAGER) -> Manifest:
         ref = ref_of(manifest)
         request = _Request(
             verb="create",
@@ -93,7 +93,7 @@ class KubeClient(Kube):
             what=str(ref),
             method="POST",
             path=path_of(ref.kind, ref.namespace),
-            query={"fieldManager": FIELD_MANAGER},
+            query={"fieldManager": manager},
             body=manifest,
         )
         answer: Manifest = await self._request(request)

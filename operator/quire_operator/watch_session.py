@@ -32,7 +32,6 @@ def build_session(connection: kopf.ConnectionInfo, state: WatchState, count_call
         connector=aiohttp.TCPConnector(limit=0, ssl=connection.as_ssl_context()),
         headers=connection.as_http_headers(),
         proxy=connection.proxy_url,
-        trust_env=connection.trust_env,
         response_class=Response,
     )
 

@@ -72,13 +72,11 @@ def test_a_resolver_that_pods_cannot_reach_is_passed_over(tmp_path: Path) -> Non
 
 
 def test_a_kubeconfig_has_everything_in_it() -> None:
-    content = build_kubeconfig(server="https://192.0.2.1:6443", authority=b"a", certificate=b"c", key=b"k")
+    content = build_kubeconfig(server="https://192.0.2.1:6443", authority=b"a", user={"token": "t"})
     assert content["clusters"] == [
         {"name": "quire", "cluster": {"server": "https://192.0.2.1:6443", "certificate-authority-data": "YQ=="}}
     ]
-    assert content["users"] == [
-        {"name": "quire", "user": {"client-certificate-data": "Yw==", "client-key-data": "aw=="}}
-    ]
+    assert content["users"] == [{"name": "quire", "user": {"token": "t"}}]
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

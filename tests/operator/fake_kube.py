@@ -48,7 +48,8 @@ class FakeKube:
 
     @property
     def writes(self) -> list[tuple[str, str]]:
-        return [call for call in self.calls if call[0] not in ("get", "list")]
+        """Calls that ask for a change, but for those that find the name taken."""
+        return [call for call in self.calls if call[0] not in ("get", "list", "create, taken")]
 
     def fail_at(self, num_call: int, *, after: bool) -> None:
         """Fail the call of this number, counted from 0 and from now: before it does anything, or after (no answer)."""
@@ -96,13 +97,26 @@ class FakeKube:
         return self._call("apply_status", ref_of(manifest), work)
 
     async def merge_patch(self, ref: Ref, patch: Mapping[str, Any], *, subresource: str | None = None) -> Manifest:
-        return self._call("patch", ref, lambda ref: self._save(ref, _merge_patched(self._find(ref), patch)))
+        def work(ref: Ref) -> Manifest:
+            live = self._find(ref)
+            metadata, version = patch.get("metadata") or {}, live["metadata"]["resourceVersion"]
+            if metadata.get("resourceVersion", version) != version:
+                raise ConflictError(f"{ref} has changed")
+            for entry in metadata.get("managedFields") or ():
+                if entry["operation"] == "Apply":
+                    self._owned[ref, "main"] = copy.deepcopy(entry["fieldsV1"])
+            return self._save(ref, _merge_patched(live, patch))
 
-    async def create(self, manifest: Manifest) -> Manifest:
+        return self._call("patch", ref, work)
+
+    async def create(self, manifest: Manifest, *, manager: str = names.FIELD_MANAGER) -> Manifest:
         def work(ref: Ref) -> Manifest:
             if ref in self.objects:
+                self.calls[-1] = ("create, taken", str(ref))
                 raise AlreadyExistsError(str(ref))
-            return self._create(ref, copy.deepcopy(manifest))
+            wanted = copy.deepcopy(manifest)
+            wanted["metadata"]["managedFields"] = [_update_entry(manager, manifest)]
+            return self._create(ref, wanted)
 
         return self._call("create", ref_of(manifest), work)
 
@@ -113,8 +127,11 @@ class FakeKube:
                 raise ConflictError(f"{ref} has changed")
             wanted = copy.deepcopy(manifest)
             wanted["metadata"] |= {name: live["metadata"][name] for name in _BY_SERVER if name in live["metadata"]}
-            others = [one for one in live["metadata"].get("managedFields", ()) if one["manager"] != manager]
-            wanted["metadata"]["managedFields"] = [*others, {"manager": manager, "operation": "Update"}]
+            managed = live["metadata"].get("managedFields", ())
+            others = [entry for entry in managed if entry["manager"] != manager]
+            before = next((entry["fieldsV1"] for entry in managed if entry["manager"] == manager), {})
+            written = _merged(before, _changed(live, manifest))
+            wanted["metadata"]["managedFields"] = [*others, _update_entry(manager, written)]
             return self._save(ref, wanted)
 
         return self._call("update", ref_of(manifest), work)
@@ -187,7 +204,8 @@ class FakeKube:
             saved = self._create(ref, copy.deepcopy(document))
         else:
             # Whoever has put the whole object owns every field of it as well, until its entry is taken out.
-            is_shared = bool(live["metadata"].get("managedFields"))
+            managed = live["metadata"].get("managedFields") or ()
+            is_shared = any(entry["operation"] == "Update" for entry in managed)
             is_owned = owned_before is not None and not is_shared
             without = _removed(live, owned_before, document) if is_owned else live
             saved = self._save(ref, _merged(without, document))
@@ -243,6 +261,18 @@ class FakeKube:
         for other in [o for o, m in self.objects.items() if uid in _owner_uids(m)]:
             if other in self.objects:
                 self._erase(other)
+
+
+def _update_entry(manager: str, written: Manifest) -> Manifest:
+    """Managed fields of whoever writes a whole object; what it wrote stands for the set of its fields."""
+    return {"manager": manager, "operation": "Update", "fieldsV1": copy.deepcopy(written)}
+
+
+def _changed(live: Any, wanted: Any) -> Any:
+    """Return what of a document differs from the live object."""
+    if not isinstance(live, dict) or not isinstance(wanted, dict):
+        return wanted
+    return {key: _changed(live.get(key), value) for key, value in wanted.items() if live.get(key) != value}
 
 
 def _owner_uids(manifest: Manifest) -> set[str]:

@@ -61,7 +61,7 @@ def applies(*names_: str) -> list[Action]:
 
 def fail(**by_name: KubeError) -> FakeKube:
     kube = FakeKube()
-    kube.refuse = lambda verb, ref: by_name.get(ref.name) if verb == "apply" else None
+    kube.refuse = lambda verb, ref: by_name.get(ref.name) if verb in ("create", "apply") else None
     return kube
 
 
@@ -74,10 +74,33 @@ def test_what_is_applied_is_known_at_once() -> None:
     applied = act(kube, store, *applies("a", "b"))
     assert done_names(applied) == ["a", "b"]
     assert applied.is_complete
-    assert store.get(Ref(kind=SERVICE, namespace="default", name="a")) == kube.of_kind(SERVICE)[0]
+    assert store.get(Ref(kind=SERVICE, namespace="default", name="a")) == trim(kube.of_kind(SERVICE)[0])
+    act(kube, store, *applies("a"))
     kube.calls.clear()
     act(kube, store, *applies("a"))
     assert [verb for verb, _ in kube.calls] == ["apply"], "what the store knows is not asked for"
+
+
+def test_what_users_merge_nothing_into_is_created_by_one_call() -> None:
+    """A workload is applied from the first: of a mistyped field in it, create would say nothing."""
+    kube = FakeKube()
+    act(kube, Store(), *applies("a"), Apply(manifest=document("a", DEPLOYMENT), reason="Created"))
+    assert [verb for verb, _ in kube.calls] == ["create", "get", "apply"]
+
+
+def test_a_field_that_was_created_is_taken_out_when_it_is_applied_no_more() -> None:
+    kube, store = FakeKube(), Store()
+    act(kube, store, Apply(manifest=document("a", port=80, timeout=5), reason="Created"))
+    ref = ref_of(document("a"))
+    store.put(kube.edit(ref, {"metadata": {"labels": {"app": "theirs"}}}))
+    for calls in (["apply", "patch", "apply"], ["apply"]):
+        kube.calls.clear()
+        act(kube, store, *applies("a"))
+        assert [verb for verb, _ in kube.calls] == calls
+    live = kube.objects[ref]
+    assert live["spec"] == {"port": 80}
+    assert live["metadata"]["labels"]["app"] == "theirs", "what others have added stays"
+    assert store.get(ref) == trim(live)
 
 
 def test_one_failure_does_not_keep_the_others() -> None:
@@ -94,7 +117,7 @@ def test_nobody_answering_ends_it() -> None:
     applied = act(kube, Store(), *applies("a", "b"))
     assert applied.done == ()
     assert isinstance(applied.failure, UnreachableError)
-    assert ("apply", "Service default/b") not in kube.calls
+    assert kube.calls == [("create", "Service default/a")]
 
 
 def test_a_namespace_that_ends_is_no_failure() -> None:
@@ -238,7 +261,9 @@ def test_what_was_put_whole_is_still_taken_out_when_it_is_applied_no_more(is_bro
     assert done_names(act(kube, store, *applies("a"))) == ["a"]
     live = kube.objects[ref_of(document("a"))]
     assert live["spec"] == {"port": 80}
-    assert live["metadata"]["managedFields"] == []
+    assert [(one["manager"], one["operation"]) for one in live["metadata"]["managedFields"]] == [
+        (names.FIELD_MANAGER, "Apply")
+    ]
 
 
 @pytest.mark.parametrize("error", [InvalidError("immutable"), ForbiddenError("may not update")])
@@ -314,7 +339,7 @@ def test_a_child_of_another_llm_deployment_is_not_taken_from_it() -> None:
 
 def test_what_a_model_serves_without_says_nothing_against_its_spec() -> None:
     kube = FakeKube()
-    kube.refuse = lambda verb, _: ForbiddenError("may not") if verb in ("apply", "patch") else None
+    kube.refuse = lambda verb, _: ForbiddenError("may not") if verb in ("create", "apply", "patch") else None
     pod = Ref(kind=POD, namespace="default", name="p")
     minor = act(
         kube,
@@ -334,6 +359,7 @@ def test_what_a_model_serves_without_says_nothing_against_its_spec() -> None:
 
 def test_what_the_api_server_drops_without_a_word_is_not_sent_over_and_over() -> None:
     kube, store = FakeKube(), Store()
-    act(kube, store, *applies("a"))
+    for _ in range(2):
+        act(kube, store, *applies("a"))
     applied = act(kube, store, *applies("a"))
     assert (applied.done, applied.has_learned) == ((), False)

@@ -124,7 +124,7 @@ def test_the_other_writes() -> None:
 
     async def write(kube: KubeClient) -> None:
         await kube.merge_patch(REF, {"spec": {"a": None}})
-        await kube.create(MANIFEST)
+        await kube.create(MANIFEST, manager="whole")
         await kube.replace({**MANIFEST, "apiVersion": LEASE.api_version, "kind": "Lease"})
         await kube.delete(REF, "u1")
 
@@ -137,6 +137,11 @@ def test_the_other_writes() -> None:
         ("DELETE", f"{service}/a"),
     ]
     assert server.requests[0][3]["Content-Type"] == "application/merge-patch+json"
+    assert [query.get("fieldManager") for _, _, query, *_ in server.requests[:3]] == [
+        "quire-operator",
+        "whole",
+        "quire-operator",
+    ]
     options = server.requests[3][4]
     assert (options["propagationPolicy"], options["preconditions"]) == ("Background", {"uid": "u1"})
 

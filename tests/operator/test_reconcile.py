@@ -37,7 +37,7 @@ def outcome(world: World) -> dict[str, Any]:
         if ref.kind in (EVENT, POD):
             continue
         kept = copy.deepcopy(manifest)
-        for name in ("uid", "resourceVersion", "generation", "creationTimestamp"):
+        for name in ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields"):
             kept["metadata"].pop(name, None)
         for owner in kept["metadata"].get("ownerReferences", ()):
             owner.pop("uid")

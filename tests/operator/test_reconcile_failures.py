@@ -59,7 +59,7 @@ def test_a_refused_child_is_a_condition_and_the_others_are_applied() -> None:
     async def main() -> None:
         world = World()
         error = InvalidError("no", (("spec.ports[0].port", "Invalid value: 80: is not to my taste"),))
-        world.kube.refuse = lambda verb, ref: error if verb == "apply" and ref.kind == SERVICE else None
+        world.kube.refuse = lambda verb, ref: error if verb == "create" and ref.kind == SERVICE else None
         world.kube.put(make_llm())
         for num_turns in range(6):
             if num_turns == 3:
@@ -129,7 +129,7 @@ def test_a_missing_right_is_told_and_tried_again() -> None:
     async def main() -> None:
         world = World()
         error = ForbiddenError("may not")
-        world.kube.refuse = lambda verb, ref: error if verb == "apply" and ref.kind == SERVICE_ACCOUNT else None
+        world.kube.refuse = lambda verb, ref: error if verb == "create" and ref.kind == SERVICE_ACCOUNT else None
         world.kube.put(make_llm())
         world.deliver()
         await world.run_pending()
