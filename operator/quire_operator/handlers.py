@@ -43,6 +43,8 @@ _UNFILTERED_KINDS: Final = frozenset({LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM})
 _SERVER_TIMEOUT_S: Final = 300
 _INACTIVITY_TIMEOUT_S: Final = 90.0
 """The API server sends a bookmark a minute or so apart; silence for longer is a dead connection."""
+_PAGE_SIZE: Final = 100
+"""Objects in a page of a listing. What the pages of all kinds take at once is memory that is never given back."""
 _RETRIES_S: Final = (0.2, 0.5, 1, *(2,) * 60)
 _WORKER_LIMIT: Final = 100
 _MIN_LOGIN_PAUSE_S: Final = 2.0
@@ -262,7 +264,7 @@ def build_kopf_settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.watching.server_timeout = _SERVER_TIMEOUT_S
     settings.watching.inactivity_timeout = _INACTIVITY_TIMEOUT_S
     settings.watching.connect_timeout = 10.0
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = _PAGE_SIZE
     settings.networking.request_timeout = 60.0
     settings.networking.connect_timeout = 10.0
     settings.networking.error_backoffs = _RETRIES_S
