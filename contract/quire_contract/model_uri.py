@@ -44,6 +44,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _CLAIM = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?")
+_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -98,16 +99,22 @@ def parse_model_uri(text: str) -> ModelUri:
     scheme_text, separator, rest = text.partition("://")
     if not separator or scheme_text not in Scheme.__members__.values():
         known = ", ".join(_FORMS.values())
-        raise ModelUriError(f"{text!r} is not a model URI; write one of {known}")
+        raise ModelUriError(f"{_without_secrets(text)!r} is not a model URI; write one of {known}")
     scheme = Scheme(scheme_text)
     if any(c.isspace() or ord(c) < 32 for c in text):
-        raise ModelUriError(f"{text!r} holds white space; write {_FORMS[scheme]}")
+        raise ModelUriError(f"{_without_secrets(text)!r} holds white space; write {_FORMS[scheme]}")
     parse = {Scheme.HF: _parse_hf, Scheme.PVC: _parse_pvc, Scheme.OCI: _parse_oci, Scheme.FILE: _parse_file}
     return parse.get(scheme, _parse_remote)(scheme, rest)
 
 
 def _refuse(scheme: Scheme, rest: str, why: str) -> ModelUriError:
-    return ModelUriError(f"'{scheme}://{rest}': {why}; write {_FORMS[scheme]}")
+    return ModelUriError(f"'{_without_secrets(f'{scheme}://{rest}')}': {why}; write {_FORMS[scheme]}")
+
+
+def _without_secrets(text: str) -> str:
+    """Return a URI as it may be shown: a password may stand before the host, and a query may hold a signature."""
+    before, question_mark, _ = _USER_INFO.sub("…@", text).partition("?")
+    return f"{before}?…" if question_mark else before
 
 
 def _parse_hf(scheme: Scheme, rest: str) -> ModelUri:
@@ -147,11 +154,10 @@ def _parse_file(scheme: Scheme, rest: str) -> ModelUri:
 def _parse_remote(scheme: Scheme, rest: str) -> ModelUri:
     authority, _, path = rest.partition("/")
     if "@" in authority:
-        shown = "…@" + rest.rpartition("@")[2]
-        raise _refuse(scheme, shown, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
+        raise _refuse(scheme, rest, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
     is_bucket = scheme in (Scheme.S3, Scheme.GS)
     if not (_BUCKET if is_bucket else _HOST).fullmatch(authority):
-        raise _refuse(scheme, rest, f"{authority!r} is not {'a bucket' if is_bucket else 'a host'}")
+        raise _refuse(scheme, rest, f"{_without_secrets(authority)!r} is not {'a bucket' if is_bucket else 'a host'}")
     path = path.rstrip("/") if is_bucket else path
     if not is_bucket and not path:
         raise _refuse(scheme, rest, "the URL of a file is needed, not of a host")

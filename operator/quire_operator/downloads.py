@@ -37,6 +37,7 @@ from quire_operator.objects import JOB, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
 from quire_operator.resources.download_job import placement_of, render_download_job
 from quire_operator.resources.render_input import Hardware
+from quire_operator.resources.volume import access_modes_of
 from quire_operator.rollout import condition_of, earliest, is_ending
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
@@ -266,7 +267,14 @@ def _create(given: _Download) -> Apply:
 
 
 def _render(given: _Download, attempt: int) -> Manifest:
-    return render_download_job(given.deployment, given.settings, given.hardware, given.claim, attempt)
+    return render_download_job(
+        given.deployment,
+        given.settings,
+        given.hardware,
+        given.claim,
+        access_modes=access_modes_of(given.observed.volume),
+        attempt=attempt,
+    )
 
 
 def _delete_job(job: Manifest | None, reason: str) -> tuple[Delete, ...]:

@@ -61,6 +61,36 @@ def test_a_download_runs_where_the_model_will() -> None:
     assert not {"nodeSelector", "tolerations"} & set(anywhere)
 
 
+def test_a_download_runs_where_the_pod_template_says() -> None:
+    nodes = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}}
+    template = {
+        "nodeSelector": {"zone": "z"},
+        "tolerations": [{"key": "own", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": nodes},
+        "priorityClassName": "high",
+        "containers": [{"name": "side-car", "image": "x"}],
+    }
+    spec = {"resources": None, "profiles": ["b"], "podTemplate": {"spec": template}}
+    placed = job_spec(downloading(spec, {"profiles": PROFILES}))
+    assert placed["nodeSelector"] == {"pool": "b", "zone": "z"}
+    assert placed["tolerations"] == [{"key": "own", "operator": "Exists"}]
+    assert placed["affinity"]["nodeAffinity"] == nodes
+    assert "podAffinity" in placed["affinity"]
+    assert "priorityClassName" not in placed
+    assert len(placed["containers"]) == 1
+
+
+def test_a_download_is_beside_the_pods_that_have_the_volume() -> None:
+    """A volume of one node that is attached elsewhere would keep its pod waiting without a word."""
+    world = downloading()
+    assert world.observed.job is not None
+    (term,) = job_spec(world)["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    labels = world.observed.job["spec"]["template"]["metadata"]["labels"]
+    assert term["labelSelector"]["matchLabels"].items() <= labels.items(), "the first pod may go anywhere"
+    assert "affinity" not in job_spec(downloading({"cache": {"accessMode": "ReadWriteMany"}}))
+
+
 def test_a_download_that_has_its_node_is_not_begun_anew_elsewhere() -> None:
     world = profiled("a")
     world.set_spec(profiles=["b"])

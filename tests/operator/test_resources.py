@@ -203,7 +203,7 @@ def test_the_pods_of_one_claim_find_one_another_whatever_they_serve() -> None:
 def test_no_pod_sees_the_token_and_the_job_does() -> None:
     spec = {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "very-secret"}}}
     assert "very-secret" not in repr(render_children(render_input(spec)))
-    assert "very-secret" in repr(render_download_job(deployment(spec), Settings(), HARDWARE, "claim", 1))
+    assert "very-secret" in repr(render_download_job(deployment(spec), Settings(), HARDWARE, "claim"))
 
 
 @pytest.mark.parametrize(
@@ -299,19 +299,19 @@ def test_alerts_ask_for_series_that_exist_and_for_this_models_pods_only(spec: di
 
 
 def test_a_job_is_told_apart_by_what_it_does_and_not_by_its_attempt() -> None:
-    first, third = (render_download_job(deployment(), Settings(), HARDWARE, "claim", attempt) for attempt in (1, 3))
+    first, third = (render_download_job(deployment(), Settings(), HARDWARE, "claim", attempt=num) for num in (1, 3))
     assert third["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] == "3"
     hashes = [job["metadata"]["annotations"][names.ANNOTATION_APPLIED_HASH] for job in (first, third)]
     assert hashes[0] == hashes[1]
     with_token = deployment({"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "t"}}})
-    changed = render_download_job(with_token, Settings(), HARDWARE, "claim", 1)
+    changed = render_download_job(with_token, Settings(), HARDWARE, "claim")
     assert changed["metadata"]["annotations"][names.ANNOTATION_APPLIED_HASH] != hashes[0]
 
 
 def test_two_deployments_of_a_model_render_one_volume_and_one_job() -> None:
     one, two = deployment(name="one"), deployment({"engine": {"maxNumSeqs": 8}}, name="two")
     assert render_volume(one, Settings(), 1 << 30) == render_volume(two, Settings(), 1 << 30)
-    jobs = [render_download_job(llm, Settings(), HARDWARE, "c", 1) for llm in (one, two)]
+    jobs = [render_download_job(llm, Settings(), HARDWARE, "c") for llm in (one, two)]
     assert jobs[0] == jobs[1]
 
 

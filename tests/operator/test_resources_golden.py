@@ -67,7 +67,7 @@ def render_case(file: Path) -> list[Manifest]:
     )
     shared = [render_volume(deployment, settings, given.get("sizeBytes", 16 << 30))] if is_ours else []
     if claim is not None:
-        shared.append(render_download_job(deployment, settings, hardware, claim, given.get("attempt", 1)))
+        shared.append(render_download_job(deployment, settings, hardware, claim, attempt=given.get("attempt", 1)))
     return [*shared, *children]
 
 

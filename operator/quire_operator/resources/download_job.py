@@ -2,17 +2,21 @@
 
 A Job is immutable: one that should be different is deleted and made again. Its digest leaves out which attempt it is
 and where it runs, so that only a change of what it does tells the two apart. It runs where the model is to be served:
-where a volume is made for its first pod, that pod decides which nodes can ever mount it.
+where a volume is made for its first pod, that pod decides which nodes can ever mount it; and beside the pods that have
+the volume, where it can be attached to one node alone.
 """
+
+from collections.abc import Sequence
 
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_operator.objects import JOB, Manifest
 from quire_operator.resources.child import with_applied_hash
+from quire_operator.resources.merge import merge_strategically
 from quire_operator.resources.pod import TMP, pull_secrets
 from quire_operator.resources.render_input import Hardware
 from quire_operator.resources.security import container_security_context, pod_security_context
-from quire_operator.resources.volume import model_annotations, shared_labels
+from quire_operator.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
 
@@ -20,15 +24,22 @@ CONTAINER = names.COMPONENT_DOWNLOAD
 _BACKOFF_LIMIT = 6
 _GRACE_PERIOD_S = 10
 """A download that is interrupted is taken up again; there is nothing to finish."""
-_PLACEMENT_FIELDS = ("nodeSelector", "tolerations")
+_PLACEMENT_FIELDS = ("nodeSelector", "tolerations", "affinity")
 
 
 def render_download_job(
-    deployment: LLMDeployment, settings: Settings, hardware: Hardware, claim: str, attempt: int
+    deployment: LLMDeployment,
+    settings: Settings,
+    hardware: Hardware,
+    claim: str,
+    *,
+    access_modes: Sequence[str] = (),
+    attempt: int = 1,
 ) -> Manifest:
     """Build the Job that fills `claim`; for a pvc:// model, that checks what is in it.
 
-    Of `hardware`, only where it is counts: the download itself needs no GPU.
+    Of `hardware` and `spec.podTemplate`, only where pods run counts: the download itself needs no GPU. `access_modes`
+    are the claim's; empty where there is none yet.
     """
     model = deployment.spec.model
     labels = shared_labels(deployment, names.COMPONENT_DOWNLOAD)
@@ -45,14 +56,14 @@ def render_download_job(
             "spec": {
                 "backoffLimit": _BACKOFF_LIMIT,
                 "template": {
-                    "metadata": {"labels": labels, "annotations": model_annotations(deployment)},
+                    "metadata": {"labels": labels | claim_label(claim), "annotations": model_annotations(deployment)},
                     "spec": _pod_spec(deployment, settings, claim),
                 },
             },
         }
     )
     job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = str(attempt)
-    job["spec"]["template"]["spec"] |= _placement(hardware)
+    job["spec"]["template"]["spec"] |= _placement(deployment, hardware, claim, access_modes)
     return job
 
 
@@ -62,13 +73,19 @@ def placement_of(job: Manifest) -> Manifest:
     return {field: spec[field] for field in _PLACEMENT_FIELDS if spec.get(field)}
 
 
-def _placement(hardware: Hardware) -> Manifest:
-    tolerations = [dict(toleration) for toleration in hardware.tolerations]
-    if hardware.node_selector and hardware.gpu_resource is not None:
+def _placement(deployment: LLMDeployment, hardware: Hardware, claim: str, access_modes: Sequence[str]) -> Manifest:
+    placement: Manifest = {
+        "nodeSelector": dict(hardware.node_selector),
+        "tolerations": [dict(toleration) for toleration in hardware.tolerations],
+        "affinity": affinity_to_volume(deployment, claim, access_modes) or {},
+    }
+    users = (deployment.spec.pod_template.get("spec") or {}).items()
+    placement = merge_strategically(placement, {k: v for k, v in users if k in placement}, "spec.podTemplate.spec")
+    if placement.get("nodeSelector") and hardware.gpu_resource is not None:
         # A pod that asks for GPUs is given this one on admission (ExtendedResourceToleration); this pod asks for none.
         admitted = {"key": hardware.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
-        tolerations += [admitted] if admitted not in tolerations else []
-    placement = {"nodeSelector": dict(hardware.node_selector), "tolerations": tolerations}
+        tolerations = placement.get("tolerations") or []
+        placement["tolerations"] = [*tolerations, *([] if admitted in tolerations else [admitted])]
     return {field: value for field, value in placement.items() if value}
 
 

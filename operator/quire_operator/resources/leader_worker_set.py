@@ -35,6 +35,9 @@ def build_leader_worker_set(given: RenderInput) -> Manifest:
         spec={
             "replicas": given.replicas,
             "startupPolicy": "LeaderCreated",
+            # By default the controller wants a headless Service of the set's name, and our own Service has that name:
+            # the leader's address would lead nowhere.
+            "networkConfig": {"subdomainPolicy": "UniquePerReplica"},
             "rolloutStrategy": {
                 "type": "RollingUpdate",
                 "rollingUpdateConfiguration": {"maxSurge": int(is_surge), "maxUnavailable": int(not is_surge)},

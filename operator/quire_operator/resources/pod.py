@@ -21,16 +21,13 @@ from quire_operator.resources.merge import merge_strategically
 from quire_operator.resources.render_input import Hardware, RenderInput
 from quire_operator.resources.security import container_security_context, pod_security_context
 from quire_operator.resources.services import HTTP_PORT_NAME
-from quire_operator.resources.volume import DEFAULT_ACCESS_MODE
+from quire_operator.resources.volume import HOSTNAME, affinity_to_volume, claim_label
 from quire_operator.server_arguments import server_arguments
 from quire_operator.spec import LLMDeployment, SpecError
 
 CONTAINER: Final = names.COMPONENT_SERVER
 """Name of the container that serves."""
 TMP: Final = "/tmp"
-_HOSTNAME: Final = "kubernetes.io/hostname"
-_ONE_NODE_MODES: Final = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
-"""Access modes of a volume that is attached to one node at a time."""
 _TERMINATION_SLACK_S: Final = 10
 """For the process to end after its last request, and for the kubelet to notice."""
 _HANG_GRACE_S: Final = 10
@@ -51,7 +48,9 @@ def build_pod_template(
         SpecError: `spec.podTemplate` cannot be merged, or takes away what the operator finds its pods by.
     """
     deployment = given.deployment
-    labels = names.common_labels(deployment.name, names.COMPONENT_SERVER) | _claim_label(given)
+    labels = names.common_labels(deployment.name, names.COMPONENT_SERVER)
+    if given.claim is not None:
+        labels |= claim_label(given.claim)
     template: Manifest = {
         "metadata": {"labels": labels, "annotations": {"kubectl.kubernetes.io/default-container": CONTAINER}},
         "spec": {
@@ -89,8 +88,9 @@ def pull_secrets(secrets: Sequence[str]) -> Manifest:
 def _placement(given: RenderInput) -> Manifest:
     """Return where pods run."""
     hardware = given.hardware
+    near = None if given.claim is None else affinity_to_volume(given.deployment, given.claim, given.access_modes)
     placement: Manifest = {
-        **(_beside_the_volume(given) if _is_on_one_node(given) else _spread(given)),
+        **(_spread(given) if near is None else {"affinity": near}),
         **pull_secrets(given.settings.images.pull_secrets),
     }
     for field, value in (
@@ -110,33 +110,12 @@ def _spread(given: RenderInput) -> Manifest:
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
-                "topologyKey": _HOSTNAME,
+                "topologyKey": HOSTNAME,
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": {"matchLabels": names.selector_labels(given.deployment.name)},
             }
         ]
     }
-
-
-def _beside_the_volume(given: RenderInput) -> Manifest:
-    """Keep all pods of a claim on one node, those of other LLMDeployments too; the first may go anywhere.
-
-    Elsewhere a pod would wait for the volume for ever, and only its events would say so; one that finds no place here
-    is unschedulable, which everybody sees.
-    """
-    term = {"topologyKey": _HOSTNAME, "labelSelector": {"matchLabels": _claim_label(given)}}
-    return {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}}
-
-
-def _is_on_one_node(given: RenderInput) -> bool:
-    if given.claim is None:
-        return False
-    wanted = given.deployment.spec.cache.access_mode or DEFAULT_ACCESS_MODE
-    return _ONE_NODE_MODES.issuperset(given.access_modes or (wanted,))
-
-
-def _claim_label(given: RenderInput) -> dict[str, str]:
-    return {} if given.claim is None else {names.LABEL_CLAIM: names.claim_digest(given.claim)}
 
 
 def _container(given: RenderInput, extra_arguments: Sequence[str], is_answering: bool) -> Manifest:

@@ -3,6 +3,8 @@
 Knows not how large it should be, nor when it goes: the plan says so.
 """
 
+from collections.abc import Sequence
+
 from quire_contract import names
 from quire_operator.objects import PERSISTENT_VOLUME_CLAIM, Manifest
 from quire_operator.resources.child import with_applied_hash
@@ -11,6 +13,9 @@ from quire_operator.spec import LLMDeployment
 
 DEFAULT_ACCESS_MODE = "ReadWriteOnce"
 """What every StorageClass can do."""
+HOSTNAME = "kubernetes.io/hostname"
+_ONE_NODE_MODES = frozenset({"ReadWriteOnce", "ReadWriteOncePod"})
+"""Access modes of a volume that is attached to one node at a time."""
 _GIB = 1 << 30
 
 
@@ -41,6 +46,24 @@ def render_volume(deployment: LLMDeployment, settings: Settings, size_bytes: int
 def access_modes_of(volume: Manifest | None) -> tuple[str, ...]:
     """Return how a claim may be mounted; empty where there is none yet."""
     return () if volume is None else tuple(volume["spec"].get("accessModes") or ())
+
+
+def claim_label(claim: str) -> dict[str, str]:
+    """Return the label of all pods that mount a claim."""
+    return {names.LABEL_CLAIM: names.claim_digest(claim)}
+
+
+def affinity_to_volume(deployment: LLMDeployment, claim: str, access_modes: Sequence[str]) -> Manifest | None:
+    """Keep all pods of a claim on one node, whosever they are, where it is attached to one; the first may go anywhere.
+
+    Elsewhere a pod would wait for the volume for ever, and only its events would say so; one that finds no place here
+    is unschedulable, which everybody sees.
+    """
+    modes = access_modes or (deployment.spec.cache.access_mode or DEFAULT_ACCESS_MODE,)
+    if not _ONE_NODE_MODES.issuperset(modes):
+        return None
+    term = {"topologyKey": HOSTNAME, "labelSelector": {"matchLabels": claim_label(claim)}}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
 def shared_labels(deployment: LLMDeployment, component: str) -> dict[str, str]:
