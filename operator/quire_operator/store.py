@@ -278,7 +278,6 @@ def _groups_of(ref: Ref, manifest: Manifest) -> Iterator[tuple[Any, ...]]:
     if ref.kind == LLM_DEPLOYMENT:
         place = model_place(manifest)
         if place is not None:
-            yield "uses model", namespace, place.digest
             yield "uses claim", namespace, place.claim
             yield "uses job", namespace, place.job
     elif ref.kind == POD:
