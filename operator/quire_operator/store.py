@@ -37,7 +37,6 @@ _LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"
 class ModelPlace(NamedTuple):
     """Where the model of one LLMDeployment is kept."""
 
-    digest: str
     claim: str
     job: str
 
@@ -57,8 +56,7 @@ def model_place(manifest: Manifest) -> ModelPlace | None:
         claim = (spec.get("cache") or {}).get("existingClaim") or names.cache_pvc_name(str(uri), revision)
     else:
         return None
-    digest = names.model_digest(str(uri), revision)
-    return ModelPlace(digest, claim, names.download_job_name(str(uri), revision, claim))
+    return ModelPlace(claim, names.download_job_name(str(uri), revision, claim))
 
 
 class _Entry(NamedTuple):
