@@ -13,10 +13,11 @@ from support.kubectl import Kubectl
 
 from quire_contract.names import FIELD_MANAGER
 from quire_operator.actions import Apply
-from quire_operator.apply import WHOLE_MANAGER, Applied, apply_actions
+from quire_operator.apply import Applied, apply_actions
 from quire_operator.connection import load_connection
 from quire_operator.drift import is_applied
 from quire_operator.kube_client import KubeClient
+from quire_operator.ownership import WHOLE_MANAGER
 from quire_operator.store import Store
 
 Document = dict[str, Any]
@@ -76,7 +77,7 @@ def test_what_was_created_and_is_wanted_no_more_goes(restricted: Kubectl, write:
     assert write.calls == ["create"]
     assert (WHOLE_MANAGER, "Update") in managers(live(restricted, document))
     restricted.patch(document["kind"], document["metadata"]["name"], {"metadata": {"labels": {"theirs": "stays"}}})
-    for calls in (["apply", "patch", "apply"], ["apply"]):
+    for calls in (["get", "patch", "apply"], ["apply"]):
         write(document)
         assert write.calls == calls
         found = live(restricted, document)

@@ -6,7 +6,7 @@ else has made under a wanted name. Decides nothing else.
 
 Objects are kept by server-side apply, which alone tells our fields from those of others. What users merge nothing into
 is created by a plain create, though: that is one call instead of two (a look whether the name is free, and the apply)
-and no other object can slip in between. The first apply over it takes the ownership over: see `_own_by_apply`.
+and no other object can slip in between. Before the first apply over it, `ownership.py` puts its owners right.
 """
 
 import dataclasses
@@ -43,14 +43,12 @@ from quire_operator.objects import (
     label_of,
     ref_of,
 )
+from quire_operator.ownership import WHOLE_MANAGER, is_owned_whole, make_over
 from quire_operator.store import Store, owner_uids
 from quire_operator.times import format_time
 
 logger = logging.getLogger(__name__)
 
-WHOLE_MANAGER: Final = f"{names.FIELD_MANAGER}-whole"
-"""Who creates or puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
-_OPERATION_APPLY: Final = "Apply"
 _POD_TEMPLATE: Final = re.compile(r"spec\.(template|leaderWorkerTemplate\.(leader|worker)Template)\b")
 _CREATED_WHOLE: Final = frozenset(OWNED_KINDS) - {DEPLOYMENT, LEADER_WORKER_SET}
 """Kinds into which users merge nothing: of a field that a kind lacks, only apply says that it does."""
@@ -189,7 +187,7 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
         before = store.get(ref)  # the watch may have told of it meanwhile
     else:
         _check_owner(before, manifest)
-    after = await (kube.apply(manifest) if before is None else _apply_over(kube, manifest))
+    after = await (kube.apply(manifest) if before is None else _apply_over(kube, before, manifest))
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
     return _Outcome.NOTHING if before is not None and _version(after) == _version(before) else _Outcome.DONE
@@ -203,14 +201,16 @@ async def _create(kube: Kube, manifest: Manifest) -> Manifest | None:
         return None
 
 
-async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
+async def _apply_over(kube: Kube, before: Manifest, manifest: Manifest) -> Manifest:
     """Apply to an object that is there; where that cannot work, put the whole object first.
 
     Server-side apply tells the items of a list by their keys. If somebody edits a key, say the number of a Service's
     port, the item that we send stands beside the edited one, and together they are invalid for ever.
     """
+    if is_owned_whole(before):
+        await _make_over(kube, manifest)
     try:
-        after = await kube.apply(manifest)
+        return await kube.apply(manifest)
     except MistypedError:
         raise  # putting it would drop the field without a word, and change the rest
     except InvalidError as error:
@@ -219,32 +219,19 @@ async def _apply_over(kube: Kube, manifest: Manifest) -> Manifest:
             raise
         try:
             await kube.replace(_whole(manifest, live), manager=WHOLE_MANAGER)
-            after = await kube.apply(manifest)
         except (InvalidError, ForbiddenError):
             raise error from None  # the document itself is at fault, and this says so in its own terms
-    return await _own_by_apply(kube, manifest, after)
-
-
-async def _own_by_apply(kube: Kube, manifest: Manifest, after: Manifest) -> Manifest:
-    """Apply once more where the object was created or put whole before, as the owner of what that wrote.
-
-    Whoever writes a whole object owns its fields beside those who apply them. Left so, a field that is not applied any
-    more would stay.
-    """
-    managed = after["metadata"].get("managedFields") or []
-    whole = next((entry for entry in managed if entry.get("manager") == WHOLE_MANAGER), None)
-    if whole is None:
-        return after
-    others = [entry for entry in managed if entry is not whole and not _is_applied_by_us(entry)]
-    ours = {**whole, "manager": names.FIELD_MANAGER, "operation": _OPERATION_APPLY}
-    metadata = {"resourceVersion": _version(after), "managedFields": [*others, ours]}
-    await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
+    await _make_over(kube, manifest)
     return await kube.apply(manifest)
 
 
-def _is_applied_by_us(entry: Manifest) -> bool:
-    is_ours = (entry.get("manager"), entry.get("operation")) == (names.FIELD_MANAGER, _OPERATION_APPLY)
-    return is_ours and not entry.get("subresource")
+async def _make_over(kube: Kube, manifest: Manifest) -> None:
+    """Put the ownership of an object right that was written whole."""
+    live = await kube.get(ref_of(manifest))
+    if live is None or not is_owned_whole(live):
+        return
+    metadata = {"resourceVersion": _version(live), "managedFields": make_over(live["metadata"]["managedFields"])}
+    await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
 
 
 def _whole(manifest: Manifest, live: Manifest) -> Manifest:

@@ -73,7 +73,6 @@ class StoreFeed:
 
     def take(self, event_type: str | None, manifest: Manifest) -> None:
         """Take one event in; its type is kopf's: None for what was listed."""
-        manifest["metadata"].pop("managedFields", None)
         if manifest["kind"] == POD.kind:
             self.on_pod(event_type or "", manifest)
         if event_type == "DELETED":

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from quire_operator.objects import POD, Manifest
+from quire_operator.ownership import brief_managed_fields
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 _POD_SPEC_DROPPED: Final = frozenset(
@@ -33,8 +34,11 @@ _LEVEL: Final = 1
 
 
 def trim(manifest: Manifest) -> Manifest:
-    """Return the object without managed fields, kubectl's copy of it, and, of a pod, what it was told to run."""
+    """Return the object with its managed fields in brief, without kubectl's copy, and, of a pod, what it was to run."""
     metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
+    managed = brief_managed_fields(manifest["metadata"].get("managedFields") or ())
+    if managed:
+        metadata["managedFields"] = managed
     annotations = metadata.get("annotations")
     if annotations and _LAST_APPLIED in annotations:
         metadata["annotations"] = _without(annotations, {_LAST_APPLIED})

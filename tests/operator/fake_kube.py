@@ -102,10 +102,12 @@ class FakeKube:
             metadata, version = patch.get("metadata") or {}, live["metadata"]["resourceVersion"]
             if metadata.get("resourceVersion", version) != version:
                 raise ConflictError(f"{ref} has changed")
+            patched = _merge_patched(live, patch)
             for entry in metadata.get("managedFields") or ():
                 if entry["operation"] == "Apply":
                     self._owned[ref, "main"] = copy.deepcopy(entry["fieldsV1"])
-            return self._save(ref, _merge_patched(live, patch))
+                    patched["metadata"]["managedFields"].remove(entry)
+            return self._save(ref, patched)
 
         return self._call("patch", ref, work)
 
@@ -137,7 +139,15 @@ class FakeKube:
         return self._call("update", ref_of(manifest), work)
 
     async def get(self, ref: Ref) -> Manifest | None:
-        return self._call("get", ref, lambda ref: copy.deepcopy(self.objects.get(ref)))
+        def work(ref: Ref) -> Manifest | None:
+            live = copy.deepcopy(self.objects.get(ref))
+            applied = self._owned.get((ref, "main"))
+            if live is not None and applied is not None:
+                entry = {"manager": names.FIELD_MANAGER, "operation": "Apply", "fieldsV1": copy.deepcopy(applied)}
+                live["metadata"].setdefault("managedFields", []).append(entry)
+            return live
+
+        return self._call("get", ref, work)
 
     async def list(
         self,

@@ -126,6 +126,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "leaderWorkerTemplate",
         replicas=COUNT,
         startupPolicy=one_of("LeaderCreated", "LeaderReady"),
+        networkConfig=fields("subdomainPolicy", subdomainPolicy=one_of("Shared", "UniquePerReplica")),
         rolloutStrategy=fields(
             "type",
             type=one_of("RollingUpdate"),

@@ -1,0 +1,54 @@
+"""Who owns which fields of an object, by the API server's account of it (`metadata.managedFields`).
+
+Server-side apply takes out what its manager applied before and does not name any more. Whoever creates or puts a whole
+object, even under the same name, is another manager to it, whose fields stay. So that these go as well, what was
+written whole has to be made over to the one who applies, before the next apply. Pure.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from quire_contract import names
+from quire_operator.objects import Manifest
+
+WHOLE_MANAGER: Final = f"{names.FIELD_MANAGER}-whole"
+"""Who creates or puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
+_APPLY: Final = "Apply"
+_FIELDS: Final = "fieldsV1"
+
+
+def is_owned_whole(manifest: Manifest) -> bool:
+    """Whether an object was created or put whole, and that has not been made over yet."""
+    return any(entry.get("manager") == WHOLE_MANAGER for entry in manifest["metadata"].get("managedFields") or ())
+
+
+def brief_managed_fields(managed: Sequence[Manifest]) -> list[Manifest]:
+    """Return as much of an account as `is_owned_whole` needs; it is often half of an object."""
+    return [{"manager": WHOLE_MANAGER} for entry in managed if entry.get("manager") == WHOLE_MANAGER]
+
+
+def make_over(managed: Sequence[Manifest]) -> list[Manifest]:
+    """Return an account in which what was written whole is what we applied, and what we applied still is."""
+    applied = [entry for entry in managed if _is_applied_by_us(entry)]
+    whole = [entry for entry in managed if entry.get("manager") == WHOLE_MANAGER]
+    others = [entry for entry in managed if entry not in applied and entry not in whole]
+    if not whole:
+        return list(managed)
+    fields: dict[str, Any] = {}
+    for entry in (*applied, *whole):
+        fields = _union(fields, entry.get(_FIELDS) or {})
+    ours = {**whole[-1], "manager": names.FIELD_MANAGER, "operation": _APPLY, _FIELDS: fields}
+    return [*others, ours]
+
+
+def _is_applied_by_us(entry: Manifest) -> bool:
+    is_ours = (entry.get("manager"), entry.get("operation")) == (names.FIELD_MANAGER, _APPLY)
+    return is_ours and not entry.get("subresource")
+
+
+def _union(one: Any, other: Any) -> Any:
+    """Join two sets of fields: each is a tree of mappings, whose leaves are empty ones."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return other
+    both = {key: _union(one[key], other[key]) for key in one.keys() & other.keys()}
+    return {**one, **other, **both}
