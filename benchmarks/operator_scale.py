@@ -2,7 +2,9 @@
 
 Measures, with `quire operator` as a process of its own and with RBAC as nobody but itself:
 
-* from the operator's start until every child exists and every status is written (its resident memory then);
+* from the operator's start until every child exists and every status is written. The limit is the machine's CPU, which
+  the API server, etcd and the operator share: what each took of it is noted;
+* the operator's resident memory, before and after a restart;
 * from a change of a spec to the write that it causes: 200 changes, one at a time;
 * calls to the API server in quiet seconds, and calls that write after a restart.
 
@@ -13,6 +15,7 @@ pods that the Deployments ask for and says that they are ready, as controllers a
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -217,6 +220,17 @@ def resident_mb(pid: int) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
+def cpu_seconds(plane: ControlPlane, operator_pid: int) -> dict[str, float]:
+    """Return what each process has used of the CPU since it began."""
+    services = {"api server": plane.api_server.find(), "etcd": plane.etcd.find()}
+    pids = {name: record.pid for name, record in services.items() if record} | {"operator": operator_pid}
+    used = {}
+    for name, pid in pids.items():
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used[name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return {**used, "benchmark": time.process_time()}
+
+
 def calls(plane: ControlPlane, since: int) -> tuple[Counter[str], int]:
     """Count the operator's calls after byte `since` of the audit log, by verb; return also the log's size now."""
     counted: Counter[str] = Counter()
@@ -357,9 +371,10 @@ async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[co
             kubeconfig = plane.create_service_account("default", names.FIELD_MANAGER)
             await populate(api, plane, count)
             with operator(plane, kubeconfig) as pid:
-                started = time.perf_counter()
+                started, cpu_before = time.perf_counter(), cpu_seconds(plane, pid)
                 await wait_all(api, count)
                 all_s = time.perf_counter() - started
+                cpu_s = {name: used - cpu_before[name] for name, used in cpu_seconds(plane, pid).items()}
                 report(f"all is there after {all_s:.1f} s")
                 await run_pods(api)
                 mark = await wait_quiet(plane, 0)
@@ -383,7 +398,10 @@ async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[co
                 restart_mb = resident_mb(pid)
     p95_s = sorted(latencies)[int(0.95 * len(latencies))]
     rows = [
-        common.row("all children and statuses", "quire", "s", [all_s], count=count),
+        dataclasses.replace(
+            common.row("all children and statuses", "quire", "s", [all_s], count=count),
+            limit_share=sum(cpu_s.values()) / (all_s * (os.cpu_count() or 1)),
+        ),
         common.row("change to write", "quire", "s", latencies, count=count, p95=round(p95_s, 4)),
         common.row("resident memory", "quire", "MB", [memory_mb], count=count),
         common.row("resident memory after a restart", "quire", "MB", [restart_mb], count=count),
@@ -391,6 +409,7 @@ async def measure(count: int, num_changes: int, quiet_s: float) -> tuple[list[co
         common.row("writes after a restart", "quire", "calls", [float(writes(restart_calls))], count=count),
     ]
     return rows, {
+        "cpu_ms_per_object": {name: round(1e3 * used / count, 1) for name, used in cpu_s.items()},
         "first_calls": dict(first_calls),
         "quiet_calls": dict(quiet_calls),
         "restart_calls": dict(restart_calls),
