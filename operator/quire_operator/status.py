@@ -29,10 +29,13 @@ from quire_operator.conditions import (
     write_conditions,
 )
 from quire_operator.observed import Observed
-from quire_operator.reasons import Stage, reason_line
+from quire_operator.reasons import Stage, as_line, reason_line
 from quire_operator.settings import Settings
 from quire_operator.situation import DOWNLOADING, LOADING, Situation, look
 from quire_operator.times import format_time
+
+MAX_COLUMN_LENGTH: Final = 200
+"""Of `status.reason`, which is a column of `kubectl get llm`; the conditions have all of it."""
 
 DRAINING: Final = "Draining"
 UPDATING: Final = "Updating"
@@ -65,7 +68,7 @@ def derive_status(
     status: dict[str, Any] = {
         "observedGeneration": generation,
         "phase": _phase(situation, plan, by_type),
-        "reason": _reason(situation, plan, by_type),
+        "reason": as_line(_reason(situation, plan, by_type), MAX_COLUMN_LENGTH),
         "replicas": situation.num_live,
         "readyReplicas": situation.num_ready,
         "pendingReplicas": situation.num_live - situation.num_ready,

@@ -32,9 +32,10 @@ from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Phase, Readiness
 from quire_operator.actions import Plan
 from quire_operator.cluster import ClusterFacts
-from quire_operator.conditions import CONDITION_TYPES
+from quire_operator.conditions import CONDITION_TYPES, find_condition
 from quire_operator.objects import Manifest
 from quire_operator.observed import Observed
+from quire_operator.status import MAX_COLUMN_LENGTH
 
 
 def test_a_model_that_is_served() -> None:
@@ -138,6 +139,16 @@ def test_what_keeps_pods_from_being_made(plan: Plan, phase: str, reason: str) ->
     shown = look(build_observed(), plan)
     assert shown[:2] == (phase, reason)
     assert shown[2][0] == "False"
+
+
+def test_a_column_is_cut_and_the_conditions_have_all_of_it() -> None:
+    message = f"model.safetensors: the sha256 checksum is {'a' * 64}, but the source says {'b' * 64}; {'c ' * 60}the end"
+    plan = refused_plan("model_cached", "ChecksumMismatch", message)
+    status = derive(build_observed(), plan)
+    assert status["reason"].startswith("ChecksumMismatch: model.safetensors: the sha256 checksum is aaa")
+    assert (len(status["reason"]), status["reason"][-1]) == (MAX_COLUMN_LENGTH, "…")
+    assert find_condition(status, "ModelCached")["message"] == message
+    assert find_condition(status, "Ready")["message"] == message
 
 
 def test_a_token_that_is_refused_is_told_in_the_plan_s_words() -> None:
