@@ -142,7 +142,7 @@ def test_what_keeps_pods_from_being_made(plan: Plan, phase: str, reason: str) ->
 
 
 def test_a_column_is_cut_and_the_conditions_have_all_of_it() -> None:
-    message = f"model.safetensors: the sha256 checksum is {'a' * 64}, but the source says {'b' * 64}; {'c ' * 60}the end"
+    message = f"model.safetensors: the sha256 checksum is {'a' * 64}, the source says {'b' * 64}; {'c ' * 60}the end"
     plan = refused_plan("model_cached", "ChecksumMismatch", message)
     status = derive(build_observed(), plan)
     assert status["reason"].startswith("ChecksumMismatch: model.safetensors: the sha256 checksum is aaa")
