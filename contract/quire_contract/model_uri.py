@@ -44,7 +44,8 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _CLAIM = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _IMAGE = re.compile(r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?")
-_USER_INFO = re.compile(r"(?<=//)[^/?#]*@")
+_DIGEST = re.compile(r"[^@]*@sha256:[^@]*")
+_QUERY = re.compile(r"([?#])")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -112,9 +113,21 @@ def _refuse(scheme: Scheme, rest: str, why: str) -> ModelUriError:
 
 
 def _without_secrets(text: str) -> str:
-    """Return a URI as it may be shown: a password may stand before the host, and a query may hold a signature."""
-    before, question_mark, _ = _USER_INFO.sub("…@", text).partition("?")
-    return f"{before}?…" if question_mark else before
+    """Return a URI as it may be shown: a password may stand before an @, and a query or a fragment hold a signature."""
+    if _may_hold_password(text):
+        scheme, separator, _ = text.partition("://")
+        return f"{scheme}://…" if separator else "…"
+    before, *mark_and_rest = _QUERY.split(text, maxsplit=1)
+    return f"{before}{mark_and_rest[0]}…" if mark_and_rest else before
+
+
+def _quote(part: str, rest: str) -> str:
+    """Quote a part of what follows the scheme, as far as it may be shown."""
+    return repr("…" if _may_hold_password(rest) else _without_secrets(part))
+
+
+def _may_hold_password(text: str) -> bool:
+    return "@" in text and not _DIGEST.fullmatch(text)
 
 
 def _parse_hf(scheme: Scheme, rest: str) -> ModelUri:
@@ -123,14 +136,16 @@ def _parse_hf(scheme: Scheme, rest: str) -> ModelUri:
         raise _refuse(scheme, rest, "a model on the Hub has an organisation and a name, and no more parts")
     for part in parts:
         if not _HF_PART.fullmatch(part) or ".." in part:
-            raise _refuse(scheme, rest, f"{part!r} cannot be part of a model's name on the Hub")
+            raise _refuse(scheme, rest, f"{_quote(part, rest)} cannot be part of a model's name on the Hub")
     return ModelUri(scheme=scheme, authority=parts[0] if len(parts) == 2 else "", path=parts[-1])
 
 
 def _parse_pvc(scheme: Scheme, rest: str) -> ModelUri:
     claim, _, path = rest.partition("/")
     if len(claim) > 253 or not _CLAIM.fullmatch(claim):
-        raise _refuse(scheme, rest, f"{claim!r} is not the name of a PersistentVolumeClaim (a lower-case DNS name)")
+        raise _refuse(
+            scheme, rest, f"{_quote(claim, rest)} is not the name of a PersistentVolumeClaim (a lower-case DNS name)"
+        )
     path = path.strip("/")
     if ".." in path.split("/"):
         raise _refuse(scheme, rest, "the path must stay inside the volume")
@@ -157,7 +172,7 @@ def _parse_remote(scheme: Scheme, rest: str) -> ModelUri:
         raise _refuse(scheme, rest, "credentials do not belong in a URI; name a Secret in model.tokenSecretRef")
     is_bucket = scheme in (Scheme.S3, Scheme.GS)
     if not (_BUCKET if is_bucket else _HOST).fullmatch(authority):
-        raise _refuse(scheme, rest, f"{_without_secrets(authority)!r} is not {'a bucket' if is_bucket else 'a host'}")
+        raise _refuse(scheme, rest, f"{_quote(authority, rest)} is not {'a bucket' if is_bucket else 'a host'}")
     path = path.rstrip("/") if is_bucket else path
     if not is_bucket and not path:
         raise _refuse(scheme, rest, "the URL of a file is needed, not of a host")

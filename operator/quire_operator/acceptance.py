@@ -18,7 +18,7 @@ from quire_operator.hardware import pods_per_replica, resolve_hardware
 from quire_operator.objects import LEADER_WORKER_SET, SERVICE_MONITOR, Manifest
 from quire_operator.observed import Observed
 from quire_operator.profiles import check_profiles
-from quire_operator.resources.render import render_children
+from quire_operator.resources.render import render_children, render_download_job
 from quire_operator.resources.render_input import Hardware, RenderInput
 from quire_operator.resources.volume import access_modes_of
 from quire_operator.settings import Settings
@@ -211,16 +211,19 @@ def _check_monitoring(deployment: LLMDeployment, cluster: ClusterFacts) -> None:
 
 def _check_documents(accepted: Accepted, observed: Observed, cluster: ClusterFacts, settings: Settings) -> None:
     """See whether every document can be made (podTemplate merges), before any is sent."""
+    claim, access_modes = accepted.source.claim, access_modes_of(observed.volume)
     for hardware in accepted.hardware_by_profile.values():
+        if claim is not None:
+            render_download_job(accepted.deployment, settings, hardware, claim, access_modes=access_modes)
         render_children(
             RenderInput(
                 deployment=accepted.deployment,
                 settings=settings,
                 cluster=cluster,
                 hardware=hardware,
-                claim=accepted.source.claim,
-                facts=None if accepted.source.claim is None else _TRIAL_FACTS,
-                access_modes=access_modes_of(observed.volume),
+                claim=claim,
+                facts=None if claim is None else _TRIAL_FACTS,
+                access_modes=access_modes,
                 replicas=1,
                 load_budget_s=1.0,
                 target_pending_per_replica=1,

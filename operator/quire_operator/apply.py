@@ -187,7 +187,7 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
         before = store.get(ref)  # the watch may have told of it meanwhile
     else:
         _check_owner(before, manifest)
-    after = await (kube.apply(manifest) if before is None else _apply_over(kube, before, manifest))
+    after = await (_apply_as_owner(kube, manifest) if before is None else _apply_over(kube, before, manifest))
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
     return _Outcome.NOTHING if before is not None and _version(after) == _version(before) else _Outcome.DONE
@@ -198,6 +198,10 @@ async def _create(kube: Kube, manifest: Manifest) -> Manifest | None:
     try:
         return await kube.create(manifest, manager=WHOLE_MANAGER)
     except AlreadyExistsError:
+        return None
+    except ForbiddenError:  # a quota that is used up is said before that the name is taken
+        if await kube.get(ref_of(manifest)) is None:
+            raise
         return None
 
 
@@ -210,7 +214,7 @@ async def _apply_over(kube: Kube, before: Manifest, manifest: Manifest) -> Manif
     if is_owned_whole(before):
         await _make_over(kube, manifest)
     try:
-        return await kube.apply(manifest)
+        return await _apply_as_owner(kube, manifest)
     except MistypedError:
         raise  # putting it would drop the field without a word, and change the rest
     except InvalidError as error:
@@ -221,6 +225,14 @@ async def _apply_over(kube: Kube, before: Manifest, manifest: Manifest) -> Manif
             await kube.replace(_whole(manifest, live), manager=WHOLE_MANAGER)
         except (InvalidError, ForbiddenError):
             raise error from None  # the document itself is at fault, and this says so in its own terms
+    return await _apply_as_owner(kube, manifest)
+
+
+async def _apply_as_owner(kube: Kube, manifest: Manifest) -> Manifest:
+    """Apply; once more, where the answer says that the object was written whole and the store did not know."""
+    after = await kube.apply(manifest)
+    if not is_owned_whole(after):
+        return after
     await _make_over(kube, manifest)
     return await kube.apply(manifest)
 

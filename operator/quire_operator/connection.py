@@ -54,6 +54,7 @@ def _with_proxy(connection: kopf.ConnectionInfo) -> kopf.ConnectionInfo:
     """Look the proxy up once, here: an HTTP session that trusts the environment reads it anew at every request."""
     server = urlsplit(connection.server)
     proxy = getproxies().get(server.scheme)
-    if connection.proxy_url or not proxy or proxy_bypass(server.netloc):
+    is_excepted = proxy_bypass(server.netloc) or proxy_bypass(server.hostname or "")
+    if connection.proxy_url or not proxy or is_excepted:
         return connection
     return dataclasses.replace(connection, proxy_url=proxy)

@@ -18,6 +18,7 @@ from quire_contract.names import (
     ANNOTATION_ATTEMPT,
     ANNOTATION_ATTEMPT_PREFIX,
     ANNOTATION_FACTS_PREFIX,
+    ANNOTATION_PLACEMENT,
     model_digest,
 )
 from quire_contract.units import format_bytes
@@ -35,7 +36,7 @@ from quire_operator.download_pods import (
 )
 from quire_operator.objects import JOB, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
-from quire_operator.resources.download_job import placement_of, render_download_job
+from quire_operator.resources.download_job import render_download_job
 from quire_operator.resources.render_input import Hardware
 from quire_operator.resources.volume import access_modes_of
 from quire_operator.rollout import condition_of, earliest, is_ending
@@ -292,7 +293,8 @@ def _is_different(given: _Download, job: Manifest) -> bool:
 
 def _misplaced_since(given: _Download, job: Manifest) -> float | None:
     """Return since when a Job's pod finds no node among those where it was to run; None: these are the wanted ones."""
-    is_as_wanted = placement_of(job) == placement_of(_render(given, _attempt_of(job)))
+    wanted = _render(given, _attempt_of(job))
+    is_as_wanted = annotation_of(wanted, ANNOTATION_PLACEMENT) == annotation_of(job, ANNOTATION_PLACEMENT)
     return None if is_as_wanted else unschedulable_since(given.pods)
 
 

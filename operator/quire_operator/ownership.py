@@ -5,6 +5,7 @@ object, even under the same name, is another manager to it, whose fields stay. S
 written whole has to be made over to the one who applies, before the next apply. Pure.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +16,8 @@ WHOLE_MANAGER: Final = f"{names.FIELD_MANAGER}-whole"
 """Who creates or puts a whole object. A name of its own, so that what it then owns is told from what we patch."""
 _APPLY: Final = "Apply"
 _FIELDS: Final = "fieldsV1"
+_ITSELF: Final = "."
+"""A field that is owned beside some of the fields in it."""
 
 
 def is_owned_whole(manifest: Manifest) -> bool:
@@ -34,9 +37,7 @@ def make_over(managed: Sequence[Manifest]) -> list[Manifest]:
     others = [entry for entry in managed if entry not in applied and entry not in whole]
     if not whole:
         return list(managed)
-    fields: dict[str, Any] = {}
-    for entry in (*applied, *whole):
-        fields = _union(fields, entry.get(_FIELDS) or {})
+    fields = functools.reduce(_union, [entry.get(_FIELDS) or {} for entry in (*applied, *whole)])
     ours = {**whole[-1], "manager": names.FIELD_MANAGER, "operation": _APPLY, _FIELDS: fields}
     return [*others, ours]
 
@@ -51,4 +52,5 @@ def _union(one: Any, other: Any) -> Any:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return other
     both = {key: _union(one[key], other[key]) for key in one.keys() & other.keys()}
-    return {**one, **other, **both}
+    itself = {} if bool(one) is bool(other) else {_ITSELF: {}}
+    return {**itself, **one, **other, **both}

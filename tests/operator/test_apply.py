@@ -104,6 +104,19 @@ def test_a_field_that_was_created_is_taken_out_when_it_is_applied_no_more() -> N
     assert store.get(ref) == trim(live)
 
 
+def test_what_a_full_quota_hides_is_found_and_healed() -> None:
+    """Admission refuses before anybody looks whether the name is taken."""
+    kube, store = FakeKube(), Store()
+    ours = document("a", port=81)
+    ours["metadata"]["labels"] = {}  # so that no watch tells of it
+    kube.put(ours)
+    refused = ForbiddenError("exceeded quota")
+    kube.refuse = lambda verb, _: refused if verb == "create" else None
+    assert act(kube, store, *applies("a")).has_learned
+    assert done_names(act(kube, store, *applies("a"))) == ["a"]
+    assert [refusal.error for refusal in act(kube, store, *applies("b")).refusals] == [refused]
+
+
 @pytest.mark.parametrize("num_call", range(3))
 @pytest.mark.parametrize("after", [False, True])
 def test_a_first_apply_that_is_broken_off_leaves_nothing_behind(num_call: int, after: bool) -> None:
@@ -266,8 +279,11 @@ def refuse_until_replaced(kube: FakeKube, **errors: KubeError) -> None:
 def test_what_was_put_whole_is_still_taken_out_when_it_is_applied_no_more(is_broken_off: bool) -> None:
     """Whoever puts an object owns its fields: left so, they would outlast every document that lacks them."""
     kube, store = FakeKube(), Store()
-    longer = Apply(manifest=document("a", port=80, timeout=5), reason="Created")
-    act(kube, store, longer)
+    for timeout in (5, 6):  # the second makes it over to the one who applies
+        longer = Apply(manifest=document("a", port=80, timeout=timeout), reason="Created")
+        act(kube, store, longer)
+    assert not is_owned_whole(kube.objects[ref_of(document("a"))])
+    longer = Apply(manifest=document("a", port=80, timeout=7), reason="Changed")
     refuse_until_replaced(kube, **({"patch": UnavailableError("gone")} if is_broken_off else {}))
     assert (act(kube, store, longer).failure is not None) is is_broken_off
     kube.refuse = lambda verb, _: None

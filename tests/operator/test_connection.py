@@ -47,6 +47,13 @@ def test_the_environments_proxy_is_taken_unless_it_excepts_the_server(
     assert load_connection().proxy_url == proxy
 
 
+def test_an_address_of_many_colons_is_excepted_too(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kubeconfig.write_text(kubeconfig.read_text().replace("192.0.2.1", "[fd00::1]"))
+    monkeypatch.setenv("HTTPS_PROXY", PROXY)
+    monkeypatch.setenv("NO_PROXY", "fd00::1")
+    assert load_connection().proxy_url is None
+
+
 def test_the_kubeconfigs_own_proxy_comes_first(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", PROXY)
     write(kubeconfig, **{"proxy-url": "http://own.example:8080"})

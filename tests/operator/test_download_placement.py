@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from plan_world import World, condition, described, manifest
 
 from quire_contract import names
@@ -78,6 +79,35 @@ def test_a_download_runs_where_the_pod_template_says() -> None:
     assert "podAffinity" in placed["affinity"]
     assert "priorityClassName" not in placed
     assert len(placed["containers"]) == 1
+
+
+def test_a_download_does_not_wait_for_other_pods() -> None:
+    """The model's own pods cannot be there before it, and may be where no other may go."""
+    terms = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}
+    affinity = {"podAffinity": terms, "podAntiAffinity": terms}
+    placed = job_spec(downloading({"podTemplate": {"spec": {"affinity": affinity}}}))
+    assert list(placed["affinity"]) == ["podAffinity"]
+    assert placed["affinity"] == job_spec(downloading())["affinity"]
+    for none in (None, {"podAffinity": None}):
+        assert job_spec(downloading({"podTemplate": {"spec": {"affinity": none}}}))["affinity"] == placed["affinity"]
+
+
+@pytest.mark.parametrize("spec", [{"affinity": {"nodeAffinity": {"x": []}}}, {"nodeSelector": {"pool": "gpu"}}, {}])
+def test_a_download_may_run_on_a_node_that_is_kept_for_gpus(spec: dict[str, Any]) -> None:
+    gpus = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "podTemplate": {"spec": spec}}
+    tolerated = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert job_spec(downloading(gpus))["tolerations"] == tolerated
+    shared = {**gpus, "cache": {"accessMode": "ReadWriteMany"}}
+    assert job_spec(downloading(shared)).get("tolerations") == (tolerated if spec else None)
+
+
+def test_what_the_api_server_drops_from_a_placement_makes_no_other_download() -> None:
+    world = downloading(
+        {"podTemplate": {"spec": {"tolerations": [{"key": "own", "operator": "Exists", "effect": ""}]}}}
+    )
+    del job_spec(world)["tolerations"][0]["effect"]
+    unschedulable(world)
+    assert world.plan().actions == ()
 
 
 def test_a_download_is_beside_the_pods_that_have_the_volume() -> None:

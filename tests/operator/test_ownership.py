@@ -38,6 +38,13 @@ def test_both_sets_become_ours_and_others_keep_theirs() -> None:
     }
 
 
+def test_a_field_that_is_owned_itself_stays_so_beside_what_is_in_it() -> None:
+    whole = entry(WHOLE_MANAGER, "Update", {"f:metadata": {"f:labels": {}}})
+    applied = entry(names.FIELD_MANAGER, "Apply", {"f:metadata": {"f:labels": {"f:a": {}}}})
+    (ours,) = make_over([applied, whole])
+    assert ours["fieldsV1"] == {"f:metadata": {"f:labels": {".": {}, "f:a": {}}}}
+
+
 def test_what_is_given_is_left_as_it_is() -> None:
     before = [dict(APPLIED), dict(WHOLE)]
     make_over(before)

@@ -156,6 +156,12 @@ def test_a_child_on_its_way_out_is_waited_for() -> None:
         ({"model": {"uri": "file:///models/x"}}, "UnsupportedModelUri", "spec.model.uri"),
         ({"model": {"uri": "oci://r.io/model:1"}}, "ImageVolumesUnsupported", "spec.model.uri"),
         ({"podTemplate": {"spec": {"containers": "x"}}}, "InvalidPodTemplate", "spec.podTemplate"),
+        (
+            {"podTemplate": {"spec": {"nodeSelector": ["x"]}}},
+            "InvalidPodTemplate",
+            "spec.podTemplate.spec.nodeSelector",
+        ),
+        ({"podTemplate": {"spec": {"affinity": []}}}, "InvalidPodTemplate", "spec.podTemplate.spec.affinity"),
         ({"observability": {"serviceMonitor": "always"}}, "ServiceMonitorMissing", "spec.observability.serviceMonitor"),
         ({"adapters": [{"name": "sql", "uri": "hf://a/lora"}]}, "NotSupported", "spec.adapters"),
         ({"expose": {"ingress": {"host": "llm.example"}}}, "NotSupported", "spec.expose.ingress"),

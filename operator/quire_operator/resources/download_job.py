@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_operator.objects import JOB, Manifest
-from quire_operator.resources.child import with_applied_hash
+from quire_operator.resources.child import digest, with_applied_hash
 from quire_operator.resources.merge import merge_strategically
 from quire_operator.resources.pod import TMP, pull_secrets
 from quire_operator.resources.render_input import Hardware
@@ -24,7 +24,6 @@ CONTAINER = names.COMPONENT_DOWNLOAD
 _BACKOFF_LIMIT = 6
 _GRACE_PERIOD_S = 10
 """A download that is interrupted is taken up again; there is nothing to finish."""
-_PLACEMENT_FIELDS = ("nodeSelector", "tolerations", "affinity")
 
 
 def render_download_job(
@@ -56,32 +55,42 @@ def render_download_job(
             "spec": {
                 "backoffLimit": _BACKOFF_LIMIT,
                 "template": {
-                    "metadata": {"labels": labels | claim_label(claim), "annotations": model_annotations(deployment)},
+                    "metadata": {"labels": labels, "annotations": model_annotations(deployment)},
                     "spec": _pod_spec(deployment, settings, claim),
                 },
             },
         }
     )
-    job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT] = str(attempt)
-    job["spec"]["template"]["spec"] |= _placement(deployment, hardware, claim, access_modes)
+    placement = _placement(deployment, hardware, claim, access_modes)
+    job["metadata"]["annotations"] |= {
+        names.ANNOTATION_ATTEMPT: str(attempt),
+        names.ANNOTATION_PLACEMENT: digest(placement),
+    }
+    template = job["spec"]["template"]
+    template["metadata"] = {**template["metadata"], "labels": labels | claim_label(claim)}
+    template["spec"] |= placement
     return job
 
 
-def placement_of(job: Manifest) -> Manifest:
-    """Return the fields of a Job's pods that say where they may run."""
-    spec = job["spec"]["template"]["spec"]
-    return {field: spec[field] for field in _PLACEMENT_FIELDS if spec.get(field)}
-
-
 def _placement(deployment: LLMDeployment, hardware: Hardware, claim: str, access_modes: Sequence[str]) -> Manifest:
-    placement: Manifest = {
+    """Return where the pods run: on nodes where the model's may.
+
+    What a template says of other pods is left out. The model's pods can wait for none that is not there yet, themselves
+    included, and keep away from one another; a download that waited likewise would hold them up for ever.
+    """
+    template = deployment.spec.pod_template.get("spec") or {}
+    users = {field: template[field] for field in ("nodeSelector", "tolerations", "affinity") if field in template}
+    if isinstance(users.get("affinity"), dict):
+        users["affinity"] = {key: value for key, value in users["affinity"].items() if key == "nodeAffinity"}
+    ours: Manifest = {
         "nodeSelector": dict(hardware.node_selector),
         "tolerations": [dict(toleration) for toleration in hardware.tolerations],
-        "affinity": affinity_to_volume(deployment, claim, access_modes) or {},
+        "affinity": {},
     }
-    users = (deployment.spec.pod_template.get("spec") or {}).items()
-    placement = merge_strategically(placement, {k: v for k, v in users if k in placement}, "spec.podTemplate.spec")
-    if placement.get("nodeSelector") and hardware.gpu_resource is not None:
+    placement = merge_strategically(ours, users, "spec.podTemplate.spec")
+    beside_volume = affinity_to_volume(deployment, claim, access_modes) or {}
+    placement["affinity"] = {**(placement.get("affinity") or {}), **beside_volume}
+    if hardware.gpu_resource is not None and (placement.get("nodeSelector") or placement["affinity"]):
         # A pod that asks for GPUs is given this one on admission (ExtendedResourceToleration); this pod asks for none.
         admitted = {"key": hardware.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
         tolerations = placement.get("tolerations") or []
