@@ -52,5 +52,5 @@ def _union(one: Any, other: Any) -> Any:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return other
     both = {key: _union(one[key], other[key]) for key in one.keys() & other.keys()}
-    itself = {} if bool(one) is bool(other) else {_ITSELF: {}}
+    itself: dict[str, Any] = {} if bool(one) is bool(other) else {_ITSELF: {}}
     return {**itself, **one, **other, **both}
