@@ -33,10 +33,10 @@ from quire_operator.kube import (
     UnreachableError,
 )
 from quire_operator.objects import (
-    DEPLOYMENT,
     LEADER_WORKER_SET,
     OPTIONAL_KINDS,
     OWNED_KINDS,
+    WORKLOAD_KINDS,
     Manifest,
     Ref,
     annotation_of,
@@ -50,7 +50,7 @@ from quire_operator.times import format_time
 logger = logging.getLogger(__name__)
 
 _POD_TEMPLATE: Final = re.compile(r"spec\.(template|leaderWorkerTemplate\.(leader|worker)Template)\b")
-_CREATED_WHOLE: Final = frozenset(OWNED_KINDS) - {DEPLOYMENT, LEADER_WORKER_SET}
+_CREATED_WHOLE: Final = frozenset(OWNED_KINDS).difference(WORKLOAD_KINDS)
 """Kinds into which users merge nothing: of a field that a kind lacks, only apply says that it does."""
 _SERVES_WITHOUT: Final = frozenset(OPTIONAL_KINDS) - {LEADER_WORKER_SET}
 """Kinds without which a model serves all the same."""

@@ -1,8 +1,9 @@
-"""The kinds of Kubernetes objects that the operator deals in, and references to them.
+"""The kinds of Kubernetes objects that the operator deals in, references to them, and where they hold what.
 
 Pure data. An object itself is a `Manifest`: plain JSON as the API server speaks it, never changed in place.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,6 +61,16 @@ OWNED_KINDS: Final = (
 )
 """Kinds of children that carry an owner reference; what of these is no longer desired is pruned."""
 
+WORKLOAD_KINDS: Final = (DEPLOYMENT, LEADER_WORKER_SET)
+"""Kinds that make the pods, by templates which users merge into."""
+
+POD_TEMPLATES: Final = (
+    ("spec", "template"),
+    ("spec", "leaderWorkerTemplate", "leaderTemplate"),
+    ("spec", "leaderWorkerTemplate", "workerTemplate"),
+)
+"""Where a workload has them."""
+
 SHARED_KINDS: Final = (PERSISTENT_VOLUME_CLAIM, JOB)
 """Kinds that all LLMDeployments of one model share; nobody owns them."""
 
@@ -100,6 +111,21 @@ def ref_of(manifest: Manifest) -> Ref:
     metadata = manifest["metadata"]
     kind = _BY_NAME[manifest["apiVersion"], manifest["kind"]]
     return Ref(kind=kind, namespace=metadata.get("namespace", ""), name=metadata["name"])
+
+
+def pod_templates_of(workload: Manifest) -> Iterator[tuple[tuple[str, ...], Manifest]]:
+    """Yield where each pod template of a workload is, and the template."""
+    for path in POD_TEMPLATES:
+        found: Manifest | None = workload
+        for key in path:
+            found = (found or {}).get(key)
+        if found is not None:
+            yield path, found
+
+
+def is_over(pod: Manifest) -> bool:
+    """Whether no container will run in a pod again: evicted, refused by its node, or completed."""
+    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
 
 
 def annotation_of(manifest: Manifest, name: str) -> str | None:

@@ -27,6 +27,7 @@ from quire_operator.objects import (
     NETWORK_POLICY,
     SCALED_OBJECT,
     SERVICE,
+    WORKLOAD_KINDS,
     Kind,
     Manifest,
     Ref,
@@ -40,7 +41,6 @@ from quire_operator.resources.render import render_children
 from quire_operator.resources.render_input import Hardware, RenderInput
 from quire_operator.resources.volume import access_modes_of
 from quire_operator.rollout import (
-    WORKLOAD_KINDS,
     Hold,
     earliest,
     hold_for_idle,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import UnitError, format_bytes, parse_quantity
-from quire_operator.objects import Manifest
+from quire_operator.objects import Manifest, is_over
 from quire_operator.observed import WarningEvent
 from quire_operator.reasons import Finding, Stage, as_line, conditions_of, find_warning
 from quire_operator.rollout import is_ending, is_ready
@@ -50,11 +50,6 @@ _PULL_NOISE: Final = (
     re.compile(r'^failed to resolve reference "[^"]*": '),
 )
 _EXCEPTION_LINE: Final = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure)\b")
-
-
-def is_over(pod: Manifest) -> bool:
-    """Whether no container will run in it again: evicted, refused by its node, or completed."""
-    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
 
 
 def is_scheduled(pod: Manifest) -> bool:

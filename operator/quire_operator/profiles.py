@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_contract.units import UnitError, parse_duration
-from quire_operator.objects import Manifest
+from quire_operator.objects import Manifest, is_over
 from quire_operator.observed import Observed
-from quire_operator.pod_reasons import VOLUME_NOT_BOUND, find_pod_problem, is_over
+from quire_operator.pod_reasons import VOLUME_NOT_BOUND, find_pod_problem
 from quire_operator.rollout import condition_of, is_ending, unschedulable_condition
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError

@@ -10,11 +10,10 @@ from typing import Final
 
 from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION
 from quire_operator.actions import Annotate
-from quire_operator.objects import DEPLOYMENT, LEADER_WORKER_SET, POD, Kind, Manifest, Ref, annotation_of, label_of
+from quire_operator.objects import DEPLOYMENT, POD, WORKLOAD_KINDS, Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.observed import Observed
 from quire_operator.times import parse_time
 
-WORKLOAD_KINDS: Final = (DEPLOYMENT, LEADER_WORKER_SET)
 IDLE_POLL_S: Final = 5.0
 """How often pods that a rollout waits for are asked whether they are idle."""
 _NOT_READY_COST: Final = -1
@@ -100,7 +99,7 @@ def is_rollout_complete(observed: Observed, revision: str | None, replicas: int)
         status.get("observedGeneration", generation) >= generation
         and status.get("replicas", 0) == replicas
         and status.get("updatedReplicas", 0) == replicas
-        and status.get("readyReplicas", 0) >= replicas
+        and ready_replicas_of(workload) >= replicas
         and not old_pods(observed, revision)
     )
 

@@ -15,14 +15,13 @@ from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
 from quire_operator.actions import Plan, Verdict
 from quire_operator.cluster import ClusterFacts
-from quire_operator.objects import SERVICE, Manifest, label_of
+from quire_operator.objects import SERVICE, Manifest, is_over, label_of
 from quire_operator.observed import Observed
 from quire_operator.pod_reasons import (
     VOLUME_NOT_BOUND,
     find_pod_problem,
     find_restart_cause,
     has_started,
-    is_over,
     is_running,
     restart_count,
 )

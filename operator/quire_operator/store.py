@@ -12,20 +12,21 @@ from typing import Any, Final, NamedTuple
 from quire_contract import names
 from quire_contract.model_uri import ModelUriError, Scheme, parse_model_uri
 from quire_operator.objects import (
-    DEPLOYMENT,
     EVENT,
     JOB,
-    LEADER_WORKER_SET,
     LLM_DEPLOYMENT,
     OWNED_KINDS,
     PERSISTENT_VOLUME_CLAIM,
     POD,
+    WORKLOAD_KINDS,
     Key,
     Kind,
     Manifest,
     Ref,
     annotation_of,
+    is_over,
     label_of,
+    pod_templates_of,
     ref_of,
 )
 from quire_operator.packing import pack, unpack
@@ -289,7 +290,7 @@ def _groups_of(ref: Ref, manifest: Manifest) -> Iterator[tuple[Any, ...]]:
         owners = {owner.get("name", "") for owner in _owners(manifest)} or {deployment}
         for name in sorted(owner for owner in owners if owner):
             yield "child", Key(namespace=namespace, name=name)
-        if ref.kind in (DEPLOYMENT, LEADER_WORKER_SET):
+        if ref.kind in WORKLOAD_KINDS:
             yield from _mounts_of_workload(namespace, manifest)
     elif label_of(manifest, names.LABEL_CACHE) and label_of(manifest, names.LABEL_MANAGED_BY) == names.MANAGED_BY:
         yield "shared", ref.kind, namespace
@@ -298,15 +299,13 @@ def _groups_of(ref: Ref, manifest: Manifest) -> Iterator[tuple[Any, ...]]:
 def _mounts_of_pod(namespace: str, pod: Manifest) -> Iterator[tuple[Any, ...]]:
     """Yield the relation of a pod that is not over to its model's claim: by label, because its volumes are trimmed."""
     digest = label_of(pod, names.LABEL_CLAIM)
-    if digest is not None and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+    if digest is not None and not is_over(pod):
         yield "mounts claim", namespace, digest
 
 
 def _mounts_of_workload(namespace: str, workload: Manifest) -> Iterator[tuple[Any, ...]]:
-    spec = workload.get("spec") or {}
-    group = spec.get("leaderWorkerTemplate") or {}
-    templates = (spec.get("template"), group.get("leaderTemplate"), group.get("workerTemplate"))
-    volumes = [v for template in templates for v in ((template or {}).get("spec") or {}).get("volumes") or ()]
+    templates = (template for _, template in pod_templates_of(workload))
+    volumes = [volume for template in templates for volume in (template.get("spec") or {}).get("volumes") or ()]
     claims = {name for volume in volumes if (name := (volume.get("persistentVolumeClaim") or {}).get("claimName"))}
     for claim in sorted(claims):
         yield _mounts(namespace, claim)

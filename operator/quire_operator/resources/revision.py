@@ -3,22 +3,10 @@
 Two workloads with one revision have pods that serve alike, so nothing needs to roll out between them.
 """
 
-from typing import Final
-
 from quire_contract import names
-from quire_operator.objects import Manifest
+from quire_operator.objects import Manifest, pod_templates_of
 from quire_operator.resources.child import digest
 from quire_operator.resources.pod import CONTAINER
-
-_TEMPLATES: Final = (
-    ("spec", "template"),
-    ("spec", "leaderWorkerTemplate", "leaderTemplate"),
-    (
-        "spec",
-        "leaderWorkerTemplate",
-        "workerTemplate",
-    ),
-)
 
 
 def template_revision(workload: Manifest) -> str:
@@ -26,20 +14,15 @@ def template_revision(workload: Manifest) -> str:
 
     A live object's digest differs, because the API server adds defaults; its revision is its label LABEL_REVISION.
     """
-    return digest([_without_budget(template) for template in _templates(workload)])
+    return digest([_without_budget(template) for _, template in pod_templates_of(workload)])
 
 
 def with_revision(workload: Manifest) -> Manifest:
     """Return the workload with LABEL_REVISION on itself and on its pods, and never in its selector."""
     label = {names.LABEL_REVISION: template_revision(workload)}
-    for path in _TEMPLATES:
-        if _get(workload, path) is not None:
-            workload = _set_labels(workload, path, label)
+    for path, _ in pod_templates_of(workload):
+        workload = _set_labels(workload, path, label)
     return _set_labels(workload, (), label)
-
-
-def _templates(workload: Manifest) -> list[Manifest]:
-    return [template for path in _TEMPLATES if (template := _get(workload, path)) is not None]
 
 
 def _without_budget(template: Manifest) -> Manifest:
@@ -52,14 +35,6 @@ def _without_budget(template: Manifest) -> Manifest:
         for container in spec["containers"]
     ]
     return {"metadata": {**metadata, "labels": labels}, "spec": {**spec, "containers": containers}}
-
-
-def _get(document: Manifest, path: tuple[str, ...]) -> Manifest | None:
-    for key in path:
-        if key not in document:
-            return None
-        document = document[key]
-    return document
 
 
 def _set_labels(document: Manifest, path: tuple[str, ...], labels: dict[str, str]) -> Manifest:
