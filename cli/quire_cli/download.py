@@ -19,7 +19,6 @@ from quire_contract.units import format_bytes
 from quire_server.download.errors import STAGE, DownloadError
 from quire_server.download.job import DownloadRequest, download
 from quire_server.download.progress import Meter, console_reports, describe, progress_server
-from quire_server.download.source import without_query
 from quire_server.logs import configure_logging
 
 EXIT_USAGE = 2
@@ -61,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         uri = parse_model_uri(arguments.uri)
     except ModelUriError as error:
-        return _fail(DownloadError(_without_query(arguments.uri, error), hint="Correct spec.model.uri."), EXIT_USAGE)
+        return _fail(DownloadError(f"{error}.", hint="Correct spec.model.uri."), EXIT_USAGE)
     if arguments.check_path is not None and uri.scheme is not Scheme.PVC:
         return _fail(DownloadError(f"--check-path is for pvc://, not for {uri.scheme}://."), EXIT_USAGE)
     if arguments.revision is not None and uri.scheme is not Scheme.HF:
@@ -86,18 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
     return _succeed(facts, request)
 
 
-def _without_query(text: str, error: ModelUriError) -> str:
-    """Return what is wrong with a model URI, without its query, which may hold a signature."""
-    shown, mark, _ = text.partition("?")
-    if not mark:
-        return f"{error}."
-    try:
-        parse_model_uri(shown)
-    except ModelUriError as shown_error:
-        return f"{shown_error}."
-    return f"{shown!r} is followed by a query that a model URI cannot have: it holds white space."
-
-
 def _token(uri: ModelUri) -> str | None:
     """Return the token for this kind of source. Two variables, so that no other host is given the Hub's."""
     name = environment.HF_TOKEN if uri.scheme is Scheme.HF else environment.HTTP_TOKEN
@@ -120,7 +107,7 @@ def _succeed(facts: ModelFacts, request: DownloadRequest) -> int:
     at = f" at {facts.revision}" if facts.revision else ""
     logger.info(
         "%s%s is complete in %s: %s",
-        without_query(request.uri), at, request.directory / facts.path, format_bytes(facts.bytes),
+        request.uri.shown, at, request.directory / facts.path, format_bytes(facts.bytes),
     )  # fmt: skip
     if facts.shape is None:
         logger.warning("Whether it fits a replica cannot be told: %s", facts.shape_error)

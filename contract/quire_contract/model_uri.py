@@ -65,6 +65,16 @@ class ModelUri:
         return f"{self.scheme}://{'/'.join(part for part in (self.authority, self.path) if part)}"
 
     @property
+    def shown(self) -> str:
+        """The URI as people and logs are shown it: the query of a URL may hold a signature."""
+        return str(self).partition("?")[0]
+
+    @property
+    def last_part(self) -> str:
+        """The end of the path: of a URL, the name of its file."""
+        return self.path.partition("?")[0].rpartition("/")[2]
+
+    @property
     def is_downloaded(self) -> bool:
         """Whether the files are copied into the cache first; the others are used where they are."""
         return self.scheme in _DOWNLOADED
@@ -86,8 +96,7 @@ class ModelUri:
 
     def cache_key(self, revision: str | None = None) -> str:
         """Name the cache directory of this model at a revision: readable, filesystem-safe, and stable for ever."""
-        last = self.path.split("?")[0].rpartition("/")[2] or self.authority
-        readable = _UNSAFE.sub("-", last).strip("-.")[:48]
+        readable = _UNSAFE.sub("-", self.last_part or self.authority).strip("-.")[:48]
         return f"{readable or self.scheme}-{model_digest(str(self), revision)}"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from quire_contract.model_facts import ModelFacts, decode_facts, encode_facts
+from quire_contract.model_uri import parse_model_uri
 from quire_contract.names import (
     ANNOTATION_APPLIED_HASH,
     ANNOTATION_ATTEMPT,
@@ -245,7 +246,7 @@ def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
 
 def _progress_message(given: _Download) -> str:
     progress = given.observed.progress
-    uri = given.deployment.spec.model.uri.partition("?")[0]  # the query may hold a signature
+    uri = parse_model_uri(given.deployment.spec.model.uri).shown
     if progress is None:
         return f"{uri} is being downloaded."
     total = f" of {format_bytes(progress.total_bytes)}" if progress.total_bytes is not None else ""

@@ -19,7 +19,6 @@ from quire_server.download.source import (
     Listing,
     RemoteFile,
     StartOverError,
-    without_query,
 )
 
 TIMEOUT: Final = httpx2.Timeout(30.0, connect=10.0, pool=None)
@@ -85,8 +84,8 @@ class HttpSource:
 
     def __init__(self, uri: ModelUri, token: str | None) -> None:
         self._url = str(uri)
-        self._shown = without_query(uri)
-        self._name = uri.path.partition("?")[0].rpartition("/")[2]
+        self._shown = uri.shown
+        self._name = uri.last_part
         self._headers = {"User-Agent": "quire"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._has_token = bool(token)
         self._client = httpx2.Client(follow_redirects=True)

@@ -11,7 +11,7 @@ from quire_contract.units import format_bytes
 from quire_server.download.errors import DownloadError, ModelInvalidError, SourceNotFoundError
 from quire_server.download.facts import read_facts, size_of
 from quire_server.download.progress import Meter
-from quire_server.download.source import Source, without_query
+from quire_server.download.source import Source
 from quire_server.download.transfer import DEFAULT_RETRY, RetryPolicy, Transfer, list_files
 from quire_server.download.volume import ModelDirectory
 
@@ -70,7 +70,7 @@ def _complete_facts(model: ModelDirectory, meter: Meter) -> ModelFacts | None:
 
 
 def _fetch(request: DownloadRequest, source: Source, model: ModelDirectory, meter: Meter) -> ModelFacts:
-    what = without_query(request.uri)
+    what = request.uri.shown
     meter.say(f"listing {what}")
     listing = list_files(source, what, meter, request.retry)
     present = model.prepare(listing.files)

@@ -10,16 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from quire_contract.model_uri import ModelUri
 from quire_server.download.selection import check_name
 
 CHUNK_BYTES: Final = 8 << 20
 """Read at once where the library asks per read; small enough for progress, large enough for the round trip."""
-
-
-def without_query(uri: ModelUri) -> str:
-    """Return the URI as people and logs are shown it: the query of a URL may hold a signature."""
-    return str(uri).partition("?")[0]
 
 
 class InterruptedTransferError(Exception):
