@@ -77,12 +77,16 @@ ANNOTATION_POD_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cos
 
 def model_digest(uri: str, revision: str | None = None) -> str:
     """Return eight hexadecimal digits that stand for a model at a revision (sha256; 2^-32 for any two to collide)."""
-    return hashlib.sha256(f"{uri}\0{revision or ''}".encode()).hexdigest()[:8]
+    return _short_digest(f"{uri}\0{revision or ''}")
 
 
 def claim_digest(claim: str) -> str:
     """Return eight hexadecimal digits that stand for a claim, whose name may be too long for a label."""
-    return hashlib.sha256(claim.encode()).hexdigest()[:8]
+    return _short_digest(claim)
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def workload_name(name: str) -> str:

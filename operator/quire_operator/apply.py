@@ -211,14 +211,17 @@ async def _apply_over(kube: Kube, before: Manifest, manifest: Manifest) -> Manif
     Server-side apply tells the items of a list by their keys. If somebody edits a key, say the number of a Service's
     port, the item that we send stands beside the edited one, and together they are invalid for ever.
     """
+    ref = ref_of(manifest)
     if is_owned_whole(before):
-        await _make_over(kube, manifest)
+        live = await kube.get(ref)  # the store keeps no account of the fields
+        if live is not None and is_owned_whole(live):
+            await _make_over(kube, live)
     try:
         return await _apply_as_owner(kube, manifest)
     except MistypedError:
         raise  # putting it would drop the field without a word, and change the rest
     except InvalidError as error:
-        live = await kube.get(ref_of(manifest))
+        live = await kube.get(ref)
         if live is None:
             raise
         try:
@@ -233,17 +236,14 @@ async def _apply_as_owner(kube: Kube, manifest: Manifest) -> Manifest:
     after = await kube.apply(manifest)
     if not is_owned_whole(after):
         return after
-    await _make_over(kube, manifest)
+    await _make_over(kube, after)
     return await kube.apply(manifest)
 
 
-async def _make_over(kube: Kube, manifest: Manifest) -> None:
+async def _make_over(kube: Kube, live: Manifest) -> None:
     """Put the ownership of an object right that was written whole."""
-    live = await kube.get(ref_of(manifest))
-    if live is None or not is_owned_whole(live):
-        return
     metadata = {"resourceVersion": _version(live), "managedFields": make_over(live["metadata"]["managedFields"])}
-    await kube.merge_patch(ref_of(manifest), {"metadata": metadata})
+    await kube.merge_patch(ref_of(live), {"metadata": metadata})
 
 
 def _whole(manifest: Manifest, live: Manifest) -> Manifest:

@@ -166,8 +166,10 @@ def _plan_job(given: _Download) -> ModelPlan:
 def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
     """Leave a Job to its own retries, unless it is no longer the one that is wanted."""
     verdict = _progress_verdict(given)
-    stuck_at = _misplaced_since(given, job)
-    if stuck_at is None and not _is_different(given, job):
+    wanted = _render(given)
+    # Elsewhere it might find a node; placed as wanted, it waits for one.
+    stuck_at = unschedulable_since(given.pods) if _differs(wanted, job, ANNOTATION_PLACEMENT) else None
+    if stuck_at is None and not _differs(wanted, job, ANNOTATION_APPLIED_HASH):
         return ModelPlan(verdict=verdict)
     actions = _delete_job(job, "Replaced: another download is wanted")
     if not given.observed.other_cache_users:
@@ -184,7 +186,8 @@ def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
 
 def _retry(given: _Download, job: Manifest, ended_at: float) -> ModelPlan:
     """Make an ended Job that left no model again: at once where a changed one may do better, else after a while."""
-    is_changed = _is_different(given, job) and not given.observed.other_cache_users
+    is_different = _differs(_render(given), job, ANNOTATION_APPLIED_HASH)
+    is_changed = is_different and not given.observed.other_cache_users
     left_s = ended_at + _backoff_s(_attempt_of(job)) - given.now
     verdict = _progress_verdict(given)
     if given.failure is None:
@@ -264,11 +267,11 @@ def _refusal(observed: Observed) -> str | None:
 
 
 def _create(given: _Download) -> Apply:
-    attempt = _next_attempt(given, _render(given, 1))
+    attempt = _next_attempt(given, _render(given))
     return Apply(manifest=_render(given, attempt), reason="Created" if attempt == 1 else f"Created: attempt {attempt}")
 
 
-def _render(given: _Download, attempt: int) -> Manifest:
+def _render(given: _Download, attempt: int = 1) -> Manifest:
     return render_download_job(
         given.deployment,
         given.settings,
@@ -287,16 +290,9 @@ def _delete_job(job: Manifest | None, reason: str) -> tuple[Delete, ...]:
     return (Delete(ref=ref, uid=metadata["uid"], reason=reason),)
 
 
-def _is_different(given: _Download, job: Manifest) -> bool:
-    wanted = _render(given, _attempt_of(job))
-    return annotation_of(wanted, ANNOTATION_APPLIED_HASH) != annotation_of(job, ANNOTATION_APPLIED_HASH)
-
-
-def _misplaced_since(given: _Download, job: Manifest) -> float | None:
-    """Return since when a Job's pod finds no node among those where it was to run; None: these are the wanted ones."""
-    wanted = _render(given, _attempt_of(job))
-    is_as_wanted = annotation_of(wanted, ANNOTATION_PLACEMENT) == annotation_of(job, ANNOTATION_PLACEMENT)
-    return None if is_as_wanted else unschedulable_since(given.pods)
+def _differs(wanted: Manifest, job: Manifest, annotation: str) -> bool:
+    """Whether a Job has another digest than the wanted one: of what it does, or of where it runs."""
+    return annotation_of(wanted, annotation) != annotation_of(job, annotation)
 
 
 def _backoff_s(attempt: int) -> float:

@@ -32,11 +32,11 @@ def brief_managed_fields(managed: Sequence[Manifest]) -> list[Manifest]:
 
 def make_over(managed: Sequence[Manifest]) -> list[Manifest]:
     """Return an account in which what was written whole is what we applied, and what we applied still is."""
-    applied = [entry for entry in managed if _is_applied_by_us(entry)]
     whole = [entry for entry in managed if entry.get("manager") == WHOLE_MANAGER]
-    others = [entry for entry in managed if entry not in applied and entry not in whole]
     if not whole:
         return list(managed)
+    applied = [entry for entry in managed if _is_applied_by_us(entry)]
+    others = [entry for entry in managed if entry not in applied and entry not in whole]
     fields = functools.reduce(_union, [entry.get(_FIELDS) or {} for entry in (*applied, *whole)])
     ours = {**whole[-1], "manager": names.FIELD_MANAGER, "operation": _APPLY, _FIELDS: fields}
     return [*others, ours]
