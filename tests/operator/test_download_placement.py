@@ -3,13 +3,11 @@
 from typing import Any
 
 import pytest
-from plan_world import World, condition, described, manifest
+from plan_world import JOB_NAME, World, attempt, condition, described, downloading
 
-from quire_contract import names
 from quire_operator.settings import parse_settings
 from quire_operator.times import format_time
 
-JOB_NAME = names.download_job_name("hf://a/b", None, names.cache_pvc_name("hf://a/b"))
 PROFILES = {
     "a": {
         "resources": {"limits": {"nvidia.com/gpu": 1}},
@@ -22,21 +20,9 @@ PROFILES = {
 }
 
 
-def downloading(spec: dict[str, Any] | None = None, settings: dict[str, Any] | None = None) -> World:
-    world = World(manifest=manifest(spec), settings=parse_settings(settings or {}))
-    world.settle()
-    return world
-
-
 def profiled(*profiles: str) -> World:
     spec = {"resources": None, "profiles": list(profiles)}
-    return downloading(spec, {"profiles": PROFILES})
-
-
-def attempt(world: World) -> str:
-    assert world.observed.job is not None
-    text: str = world.observed.job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT]
-    return text
+    return downloading(spec, settings=parse_settings({"profiles": PROFILES}))
 
 
 def job_spec(world: World) -> dict[str, Any]:
@@ -72,7 +58,7 @@ def test_a_download_runs_where_the_pod_template_says() -> None:
         "containers": [{"name": "side-car", "image": "x"}],
     }
     spec = {"resources": None, "profiles": ["b"], "podTemplate": {"spec": template}}
-    placed = job_spec(downloading(spec, {"profiles": PROFILES}))
+    placed = job_spec(downloading(spec, settings=parse_settings({"profiles": PROFILES})))
     assert placed["nodeSelector"] == {"pool": "b", "zone": "z"}
     assert placed["tolerations"] == [{"key": "own", "operator": "Exists"}]
     assert placed["affinity"]["nodeAffinity"] == nodes

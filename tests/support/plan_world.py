@@ -50,6 +50,9 @@ SPEC: dict[str, Any] = {
     "resources": {"limits": {"cpu": "4", "memory": "8Gi"}},
     "replicas": 1,
 }
+CLAIM = names.cache_pvc_name("hf://a/b")
+JOB_NAME = names.download_job_name("hf://a/b", None, CLAIM)
+WORKLOAD = Ref(kind=DEPLOYMENT, namespace="ns", name="m")
 CLUSTER = ClusterFacts(has_default_storage_class=True, expandable_storage_classes=frozenset({"fast"}))
 
 
@@ -263,3 +266,40 @@ def described(actions: tuple[Action, ...]) -> list[str]:
         ref = ref_of(action.manifest) if isinstance(action, Apply) else action.ref
         texts.append(f"{type(action).__name__} {ref.kind.kind}/{ref.name}")
     return texts
+
+
+def served(spec: dict[str, Any] | None = None, **world: Any) -> World:
+    """Return a world in which the model is there and the workload made."""
+    made = World(manifest=manifest(spec), **world)
+    made.download()
+    return made
+
+
+def downloading(spec: dict[str, Any] | None = None, **world: Any) -> World:
+    """Return a world in which the volume and the download Job are made."""
+    made = World(manifest=manifest(spec), **world)
+    made.settle()
+    return made
+
+
+def pending(world: World, **spec: Any) -> None:
+    """Let the volume be unbound, with these fields of its spec."""
+    volume = copy.deepcopy(world.observed.volume)
+    assert volume is not None
+    volume["status"] = {"phase": "Pending"}
+    volume["spec"].update(spec)
+    world.see(volume=volume)
+
+
+def says(world: World) -> tuple[str, str]:
+    """Return reason and message of why the model is not in its volume."""
+    cached = world.plan().model_cached
+    assert cached.holds is False
+    return cached.reason, cached.message
+
+
+def attempt(world: World) -> str:
+    """Return which try the download Job is."""
+    assert world.observed.job is not None
+    text: str = world.observed.job["metadata"]["annotations"][names.ANNOTATION_ATTEMPT]
+    return text
