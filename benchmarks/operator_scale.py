@@ -34,7 +34,7 @@ from scale_cluster import NAMESPACES, OPERATOR_USER, Api, connect, llm_path, pop
 from quire_contract import names
 
 sys.path.insert(0, str(common.ROOT / "e2e"))
-from cluster.control_plane import ControlPlane, api_server_only, find_free_ports
+from cluster.control_plane import ControlPlane, api_server_only
 
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}
 SETTLED_S = 5.0
@@ -55,9 +55,8 @@ def operator(plane: ControlPlane, kubeconfig: Path) -> Iterator[int]:
     settings.write_text(yaml.safe_dump({}))
     log = (folder / "operator.log").open("ab")
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "POD_NAMESPACE": "default"}
-    health, metrics = find_free_ports(2)
     words = ["-m", "quire_cli", "operator", "--config", str(settings)]
-    words += ["--health-port", str(health), "--metrics-port", str(metrics)]
+    words += ["--health-port", "0", "--metrics-port", "0"]
     pid = os.posix_spawn(
         sys.executable,
         [sys.executable, *words],

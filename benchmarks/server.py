@@ -20,11 +20,6 @@ class RunningServer:
     """`time.perf_counter()` right before the process was started."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def is_answering(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1.0) as response:
@@ -36,12 +31,15 @@ def is_answering(url: str) -> bool:
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[RunningServer]:
     """Run `quire serve …` on a free port; yield at once, and stop it at the end."""
-    port = free_port()
-    command = [sys.executable, "-m", "quire_cli", "serve", *arguments, "--host", "127.0.0.1", "--port", str(port)]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        command = [sys.executable, "-m", "quire_cli", "serve", *arguments, "--fd", str(listener.fileno())]
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()]
+        )
     try:
-        yield RunningServer(host="127.0.0.1", port=port, pid=process.pid, started=started)
+        yield RunningServer(host=host, port=port, pid=process.pid, started=started)
     finally:
         process.terminate()
         process.wait(timeout=60)

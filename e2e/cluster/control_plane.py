@@ -5,6 +5,7 @@ beside a full cluster or without one. Does not know of nodes, containers or imag
 """
 
 import json
+import random
 import shutil
 import socket
 import tempfile
@@ -27,6 +28,7 @@ API_SERVER_PACKAGES = ("etcd-server", "openssl")
 _START_TIMEOUT_S = 60.0
 _API_SERVER_GRACE_S = 2.0
 _OWNER = "owner.json"
+_PORTS = range(20000, 30000)  # below NodePorts, and below what Linux gives to outgoing connections
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -219,14 +221,16 @@ def remove_abandoned(paths: Paths) -> None:
 
 
 def find_free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    except OSError as error:
-        raise ClusterError(f"no free port on 127.0.0.1: {error}") from error
-    finally:
-        for each in sockets:
-            each.close()
+    """Return ports that nobody listens on.
+
+    The kernel's own choice for port 0 could be given to somebody else before it is used: to another such question, or
+    to an outgoing connection.
+    """
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise ClusterError(f"fewer than {count} free ports in {_PORTS.start}-{_PORTS.stop - 1}")

@@ -4,6 +4,7 @@ Liveness is a pure judgement of a `Health`; the app answers from it. A process t
 and ready. Knows no watch and no queue.
 """
 
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -75,16 +76,23 @@ def build_metrics_app(render: Callable[[], bytes]) -> web.Application:
 
 @asynccontextmanager
 async def serving(app: web.Application, port: int, host: str | None = None) -> AsyncIterator[int]:
-    """Serve an app while the block runs; yields the port (another than asked for, if that was 0).
+    """Serve an app while the block runs, on all addresses unless told; yields the port (a free one, if that was 0).
 
     Raises:
         OSError: the port is taken.
     """
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    with _listen(host, port) as listener:
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener).start()
+            yield listener.getsockname()[1]
+        finally:
+            await runner.cleanup()
+
+
+def _listen(host: str | None, port: int) -> socket.socket:
+    """One socket for both families: of two, each would have a free port of its own."""
+    if host is None and socket.has_dualstack_ipv6():
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server((host or "", port))

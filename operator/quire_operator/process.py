@@ -79,9 +79,10 @@ class OperatorProcess:
         """
         self._take_signals()
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(serving(build_health_app(self._health), self._options.health_port))
-            app = build_metrics_app(self._metrics.render)
-            await stack.enter_async_context(serving(app, self._options.metrics_port))
+            health_app, metrics_app = build_health_app(self._health), build_metrics_app(self._metrics.render)
+            health = await stack.enter_async_context(serving(health_app, self._options.health_port))
+            metrics = await stack.enter_async_context(serving(metrics_app, self._options.metrics_port))
+            logger.info("Health at port %d, metrics at port %d", health, metrics)
             load_connection()  # said now rather than at each request, if there is none
             kube = await stack.enter_async_context(KubeClient(load_connection, self._metrics.count_api_call))
             around = Surroundings(

@@ -114,7 +114,8 @@ def _add_engine_flags(group: Any) -> None:
 def _add_server_flags(group: Any) -> None:
     switch = argparse.BooleanOptionalAction
     group.add_argument("--host", help="address to listen on; default: all")
-    group.add_argument("--port", type=int, help=f"default: {ports.SERVER_HTTP}")
+    group.add_argument("--port", type=int, help=f"default: {ports.SERVER_HTTP}; 0: a free one, which is logged")
+    group.add_argument("--fd", type=int, help="inherited listening socket to serve on, instead of --host and --port")
     group.add_argument("--api-key", nargs="+", action="extend", help="keys clients must present; or $QUIRE_API_KEY")
     group.add_argument("--allowed-origins", type=parse_list, nargs="+", action="extend", help="for browsers (CORS)")
     group.add_argument("--max-request-body-bytes", type=parse_size, help="larger bodies are refused")

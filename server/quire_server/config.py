@@ -121,6 +121,8 @@ class ServerConfig:
     engine: EngineConfig
     host: str = "0.0.0.0"
     port: int = ports.SERVER_HTTP
+    fd: int | None = None
+    """A listening socket that this process was started with, instead of `host` and `port`."""
     api_keys: tuple[str, ...] = ()
     shutdown_timeout_s: float = 120.0
     engine_heartbeat_timeout_s: float = 60.0
@@ -135,6 +137,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port <= 65535, "port", "in [0, 65535]")
+        _require(self.fd is None or self.fd >= 0, "fd", "at least 0")
         _require(all(self.api_keys), "api-key", "not empty")
         _require(self.engine_heartbeat_timeout_s > 0, "engine-heartbeat-timeout", "greater than 0")
         _require(self.max_request_body_bytes > 0, "max-request-body-bytes", "greater than 0")

@@ -15,6 +15,7 @@ from types import FrameType
 
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.arguments import ServeArguments
+from quire_server.config import ServerConfig
 from quire_server.engine.launch import EngineProcess
 from quire_server.errors import ConfigError, StartupError
 from quire_server.logs import configure_logging
@@ -37,7 +38,7 @@ def run(arguments: ServeArguments) -> int:
     for warning in arguments.warnings:
         log.warning("%s", warning)
     try:
-        with bind(arguments.config.host, arguments.config.port) as listener:
+        with _listen(arguments.config) as listener:
             early_signals.is_deferring = True
             process = EngineProcess()
             try:
@@ -49,18 +50,34 @@ def run(arguments: ServeArguments) -> int:
         return fail(error.termination)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def _listen(config: ServerConfig) -> socket.socket:
     """Return a listening socket.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address cannot be had, or the inherited descriptor is of something else.
     """
+    if config.fd is not None:
+        return _take_over(config.fd)
+    host, port = config.host, config.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     is_dual = family is socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}.", stage="Starting") from error
+
+
+def _take_over(descriptor: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ConfigError(f"--fd {descriptor}: not a socket: {error.strerror}.", stage="Starting") from error
+    is_tcp = listener.family in (socket.AF_INET, socket.AF_INET6) and listener.type is socket.SOCK_STREAM
+    if not is_tcp or not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.detach()  # it may be stderr, where this is about to be said
+        raise ConfigError(f"--fd {descriptor}: not a TCP socket that listens.", stage="Starting")
+    listener.set_inheritable(False)
+    return listener
 
 
 def fail(message: TerminationMessage) -> int:

@@ -46,7 +46,7 @@ def test_a_draining_replica_can_be_hurried(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     async def story() -> None:
-        replica = Replica("r", 0, 1, tmp_path / "log", lambda replica, before: None)
+        replica = Replica("r", 0, tmp_path / "log", lambda replica, before: None)
         await replica.start([], {})
         await until_log_has(replica, "up")
         replica.hurry()  # not while it serves

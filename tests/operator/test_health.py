@@ -1,6 +1,7 @@
 """Liveness is judged; the endpoints say it."""
 
 import asyncio
+import socket
 
 import aiohttp
 import pytest
@@ -34,8 +35,8 @@ def test_find_problem(health: Health, problem: str | None) -> None:
     assert (found is None) if problem is None else (found is not None and problem in found)
 
 
-async def get(port: int, path: str) -> tuple[int, str]:
-    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}{path}") as response:
+async def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{host}:{port}{path}") as response:
         return response.status, await response.text()
 
 
@@ -61,6 +62,16 @@ def test_metrics_are_on_a_port_of_their_own() -> None:
         async with serving(build_metrics_app(lambda: b"up 1\n"), 0, "127.0.0.1") as port:
             assert await get(port, "/metrics") == (200, "up 1\n")
             assert (await get(port, "/livez"))[0] == 404
+
+    asyncio.run(scenario())
+
+
+def test_a_free_port_is_the_same_one_in_both_families() -> None:
+    async def scenario() -> None:
+        async with serving(build_metrics_app(lambda: b"up 1\n"), 0) as port:
+            assert await get(port, "/metrics") == (200, "up 1\n")
+            if socket.has_dualstack_ipv6():
+                assert await get(port, "/metrics", "[::1]") == (200, "up 1\n")
 
     asyncio.run(scenario())
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,14 +42,16 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 class Operator:
     """One running process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, health_port: int, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
         self.process = process
-        self._health_port = health_port
         self._log = log
 
     async def role(self) -> str:
+        said = re.search(r"Health at port (\d+)", self._log.read_text())
+        if said is None:
+            return ""
         try:
-            url = f"http://127.0.0.1:{self._health_port}/readyz"
+            url = f"http://127.0.0.1:{said[1]}/readyz"
             async with aiohttp.ClientSession() as session, session.get(url) as response:
                 return await response.text()
         except aiohttp.ClientError:
@@ -67,11 +70,11 @@ class Operator:
 
 
 @asynccontextmanager
-async def operator(server: FakeApiServer, tmp_path: Path, identity: str, port: int) -> AsyncIterator[Operator]:
+async def operator(server: FakeApiServer, tmp_path: Path, identity: str) -> AsyncIterator[Operator]:
     kubeconfig, log = tmp_path / "kubeconfig", tmp_path / f"{identity}.log"
     server.write_kubeconfig(kubeconfig)
     words = ["operator", "--identity", identity, "--lease-namespace", "quire-system", "--lease-duration", "3s"]
-    words += ["--health-port", str(port), "--metrics-port", str(port + 1)]
+    words += ["--health-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "quire_cli", *words),
@@ -80,7 +83,7 @@ async def operator(server: FakeApiServer, tmp_path: Path, identity: str, port: i
             stderr=output,
         )
     try:
-        yield Operator(process, port, log)
+        yield Operator(process, log)
     finally:
         if process.returncode is None:
             process.kill()
@@ -92,12 +95,12 @@ def holder(server: FakeApiServer) -> str | None:
     return None if lease is None else lease["spec"]["holderIdentity"]
 
 
-def test_children_appear_heal_and_a_restart_writes_nothing(tmp_path: Path, unused_tcp_port: int) -> None:
+def test_children_appear_heal_and_a_restart_writes_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = FakeApiServer()
         async with server.running():
             server.put(make_llm("a"))
-            async with operator(server, tmp_path, "one", unused_tcp_port) as first:
+            async with operator(server, tmp_path, "one") as first:
                 await until(lambda: f"{SERVICES}/a" in server.objects)
                 await first.until_role("leader")
                 server.delete(server.objects[f"{SERVICES}/a"])
@@ -107,7 +110,7 @@ def test_children_appear_heal_and_a_restart_writes_nothing(tmp_path: Path, unuse
                 await first.stop(signal.SIGKILL)
             assert holder(server) == "one"
             num_writes = len(server.writes)
-            async with operator(server, tmp_path, "one", unused_tcp_port) as second:
+            async with operator(server, tmp_path, "one") as second:
                 await second.until_role("leader")
                 await _until_quiet(server)
                 assert server.writes[num_writes:] == []
@@ -119,15 +122,15 @@ def test_children_appear_heal_and_a_restart_writes_nothing(tmp_path: Path, unuse
     asyncio.run(scenario())
 
 
-def test_one_leads_and_the_other_takes_over_when_it_is_told_to_stop(tmp_path: Path, unused_tcp_port: int) -> None:
+def test_one_leads_and_the_other_takes_over_when_it_is_told_to_stop(tmp_path: Path) -> None:
     async def scenario() -> None:
         server = FakeApiServer()
         async with (
             server.running(),
-            operator(server, tmp_path, "one", unused_tcp_port) as one,
+            operator(server, tmp_path, "one") as one,
         ):
             await one.until_role("leader")
-            async with operator(server, tmp_path, "two", unused_tcp_port + 2) as two:
+            async with operator(server, tmp_path, "two") as two:
                 await two.until_role("standby")
                 assert holder(server) == "one"
                 assert await one.stop() == 0
@@ -152,6 +155,7 @@ def test_no_api_server_is_a_usage_error(tmp_path: Path) -> None:
         (("--lease-duration", "soon"), "'soon' is not a duration"),
         (("--lease-duration", "500ms"), "500ms is not 1s or more"),
         (("--workers", "0"), "0 is not 1 or more"),
+        (("--health-port", "65536"), "65536 is not in 0 … 65535"),
         (("--config", "missing.yaml"), "missing.yaml"),
     ],
 )
@@ -206,16 +210,3 @@ def _run_operator(tmp_path: Path, *words: str, **env: str) -> "subprocess.Comple
         timeout=60,
         check=False,
     )
-
-
-@pytest.fixture
-def unused_tcp_port() -> int:
-    """Return the first of four free ports."""
-    import socket
-
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 65000:
-            return port

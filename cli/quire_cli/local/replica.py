@@ -7,6 +7,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -53,12 +54,12 @@ class ReplicaEnd:
 class Replica:
     """A `quire serve` process on a port of its own. Used on one event loop."""
 
-    def __init__(
-        self, name: str, generation: int, port: int, log: Path, on_change: Callable[["Replica", Phase], None]
-    ) -> None:
+    def __init__(self, name: str, generation: int, log: Path, on_change: Callable[["Replica", Phase], None]) -> None:
         self.name = name
         self.generation = generation
-        self.backend = Backend(host="127.0.0.1", port=port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        host, port = self._listener.getsockname()
+        self.backend = Backend(host=host, port=port)
         self.readiness = Readiness(phase=Phase.STARTING)
         self.end: ReplicaEnd | None = None
         self.is_stopping = False
@@ -82,8 +83,11 @@ class Replica:
         return self.readiness.phase is Phase.READY and not self.is_stopping and self.end is None
 
     async def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start the process; its output goes to the replica's log file."""
-        with self.log.open("ab") as log:
+        """Start the process, once; its output goes to the replica's log file.
+
+        It inherits the socket that it listens on: a port found free and bound later could be somebody else's by then.
+        """
+        with self._listener, self.log.open("ab") as log:
             descriptor, name = tempfile.mkstemp(prefix="quire-end-")
             os.close(descriptor)
             termination = Path(name)
@@ -92,11 +96,14 @@ class Replica:
                 "-m",
                 "quire_cli",
                 "serve",
+                "--fd",
+                str(self._listener.fileno()),
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **environment, paths.TERMINATION_LOG_ENV: str(termination)},
+                pass_fds=[self._listener.fileno()],
                 start_new_session=True,  # Ctrl-C is for the supervisor, which then stops the replicas in order
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )

@@ -5,7 +5,6 @@ its process starts until after it has ended; the gateway hears of ready replicas
 """
 
 import asyncio
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -183,7 +182,11 @@ class ModelSupervisor:
     async def _start_replica(self, path: Path) -> None:
         self._num_started += 1
         name = f"{self._deployment.name}-{self._num_started}"
-        replica = Replica(name, self._generation, _free_port(), self._shared.logs / f"{name}.log", self._on_change)
+        try:
+            replica = Replica(name, self._generation, self._shared.logs / f"{name}.log", self._on_change)
+        except OSError as error:
+            self._fail(f"{name} cannot be started: {error}")
+            return
         self._replicas.append(replica)
         port = replica.backend.port
         arguments = server_arguments(self._deployment, model=str(path), host=replica.backend.host, port=port)
@@ -256,8 +259,3 @@ class ModelSupervisor:
 
     def _line(self, text: str) -> None:
         self._shared.console.line(self._deployment.name, text)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])

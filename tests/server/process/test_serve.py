@@ -1,8 +1,10 @@
 """The API process as a whole, with an engine process that computes nothing."""
 
 import contextlib
+import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,15 @@ sys.exit(code)
 class Server:
     """A `quire serve` in a process of its own."""
 
-    def __init__(self, directory: Path, command: tuple[str, ...], *flags: str, model: str = "", **env: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+    def __init__(
+        self,
+        directory: Path,
+        command: tuple[str, ...],
+        *flags: str,
+        model: str = "",
+        fds: Sequence[int] = (),
+        **env: str,
+    ) -> None:
         self.termination = directory / "termination"
         self.log = directory / "log"
         words = [
@@ -47,7 +55,7 @@ class Server:
             "--host",
             "127.0.0.1",
             "--port",
-            str(self.port),
+            "0",
             "--served-model-name",
             "m",
             *flags,
@@ -56,8 +64,18 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", RUNNER, "-", "|".join(command), *words],
                 stderr=log,
+                pass_fds=fds,
                 env={**os.environ, TERMINATION_LOG_ENV: str(self.termination), **env},
             )
+
+    @functools.cached_property
+    def port(self) -> int:
+        """The one that it says it listens on, once it does."""
+        while True:
+            if said := re.search(r"Listening on 127\.0\.0\.1:(\d+)", self.log.read_text()):
+                return int(said[1])
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
 
     def get(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, str, Any]:
         """Return status, body and headers."""
@@ -103,7 +121,7 @@ class Server:
 def start(tmp_path: Path, engine_command: Callable[[str], tuple[str, ...]]) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
-    def start(behaviour: str, *flags: str, **options: str) -> Server:
+    def start(behaviour: str, *flags: str, **options: Any) -> Server:
         save_tokenizer(tmp_path)
         servers.append(Server(tmp_path, engine_command(behaviour), *flags, **options))
         return servers[-1]
@@ -234,6 +252,27 @@ def test_a_taken_port_is_named(start: Callable[..., Server]) -> None:
     assert "--port" in message.message
 
 
+def test_an_inherited_socket_is_served_on_instead_of_a_port(start: Callable[..., Server]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = start("echo", "--fd", str(listener.fileno()), fds=[listener.fileno()])
+    assert server.port == port
+    server.wait_ready()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.exit_code() == 0
+
+
+@pytest.mark.parametrize("kind", [None, socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_descriptor_that_cannot_be_served_on_is_named(start: Callable[..., Server], kind: int | None) -> None:
+    with open(os.devnull) if kind is None else socket.socket(type=kind) as other:
+        server = start("echo", "--fd", str(other.fileno()), fds=[other.fileno()])
+    assert server.exit_code() == 1
+    message = decode_termination(server.termination.read_bytes())
+    assert message is not None
+    assert message.code == "InvalidConfig"
+    assert "--fd" in message.message
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
@@ -253,17 +292,11 @@ def test_wrong_arguments_are_status_two(start: Callable[..., Server], flags: tup
 
 def test_a_signal_before_the_loop_runs_ends_it_well(start: Callable[..., Server], tmp_path: Path) -> None:
     server = start("never-ready", TMPDIR=str(tmp_path))
-    while not connects(server.port):
+    while not list(tmp_path.glob("quire-*")):
         assert server.process.poll() is None
     server.process.send_signal(signal.SIGTERM)
     assert server.exit_code() == 0
     assert not list(tmp_path.glob("quire-*")), "the sockets' directory was left"
-
-
-def connects(port: int) -> bool:
-    with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
 
 
 def test_a_download_that_hangs_does_not_hold_up_the_end(start: Callable[..., Server], tmp_path: Path) -> None:
