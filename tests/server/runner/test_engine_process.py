@@ -148,6 +148,14 @@ def greedy_answer(checkpoint: Path, num_tokens: int) -> list[int]:
     return tokens[len(PROMPT) :]
 
 
+def abort_in_mid_run(peer: Peer, request_id: str) -> FinishReason | None:
+    """Return how it ended: the hundred tokens of so small a model may all be there before the abort is."""
+    peer.send(AddRequest(request(request_id, max_tokens=100)))
+    peer.wait_for(EngineStep)
+    peer.send(AbortRequests(request_ids=[request_id, "unknown"]))
+    return peer.outputs_of(request_id)[request_id][-1].finish_reason
+
+
 def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Path) -> None:
     """Ready, requests good and bad, an abort, a heartbeat, and the end that was asked for."""
     engine = start(llama_checkpoint)
@@ -188,10 +196,8 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
     assert "264" in str(refused["bad bias"][0].error)
     assert "temperature" in str(refused["malformed"][0].error)
 
-    peer.send(AddRequest(request("aborted", max_tokens=100)))
-    peer.wait_for(EngineStep)
-    peer.send(AbortRequests(request_ids=["aborted", "unknown"]))
-    assert peer.outputs_of("aborted")["aborted"][-1].finish_reason is FinishReason.ABORT
+    reasons = (abort_in_mid_run(peer, f"aborted-{attempt}") for attempt in range(50))
+    assert FinishReason.ABORT in reasons
 
     peer.send(AddRequest(request("cached")))
     assert peer.outputs_of("cached")["cached"][0].num_cached_tokens == 12
