@@ -20,7 +20,7 @@ def cache_home() -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--filename", type=Path, required=True, help="manifest with one or more LLMDeployments")
     parser.add_argument("--host", default="127.0.0.1", help="the gateway's address (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=ports.GATEWAY_HTTP, help="its port (default: %(default)s)")
+    parser.add_argument("--port", type=ports.parse_port, default=ports.GATEWAY_HTTP, help="port (default: %(default)s)")
     parser.add_argument("--cache-dir", type=Path, default=None, help="where models are kept (default: ~/.cache/quire)")
     parser.add_argument("--watch", action="store_true", help="apply the file again whenever it changes")
 

@@ -57,7 +57,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML: models with their names and backends")
     parser.add_argument("--host", default="0.0.0.0", help="the address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=ports.GATEWAY_HTTP, help="its port (default: %(default)s)")
+    parser.add_argument("--port", type=ports.parse_port, default=ports.GATEWAY_HTTP, help="port (default: %(default)s)")
     parser.add_argument(
         "--shutdown-timeout",
         type=int,

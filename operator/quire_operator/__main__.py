@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--metrics-port", ports.OPERATOR_METRICS, "/metrics"),
     ):
         about = f"of {paths} (default: {default}; 0: a free one, which is logged)"
-        parser.add_argument(name, type=_port, default=default, metavar="PORT", help=about)
+        parser.add_argument(name, type=ports.parse_port, default=default, metavar="PORT", help=about)
     parser.add_argument("--workers", type=_positive, default=8, metavar="N", help="reconciles at a time (default: 8)")
     parser.add_argument("--no-leader-election", action="store_true", help="work without a Lease: the only operator")
     parser.add_argument("--lease-namespace", metavar="NAMESPACE", help="default: the namespace this runs in")
@@ -85,13 +85,6 @@ def _run_to_the_end(main: Callable[[], Coroutine[None, None, int]]) -> int:
             logging.shutdown()
             os._exit(exit_code)
         return exit_code
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{value} is not in 0 … 65535")
-    return value
 
 
 def _positive(text: str) -> int:

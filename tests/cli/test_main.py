@@ -23,6 +23,22 @@ def test_an_unknown_command_is_status_two(capsys: pytest.CaptureFixture[str]) ->
     assert "sevre" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["up", "-f", "x", "--port", "70000"],
+        ["gateway", "--config", "x", "--port", "70000"],
+        ["operator", "--health-port", "70000"],
+        ["operator", "--metrics-port", "70000"],
+    ],
+)
+def test_what_is_no_port_is_status_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "70000 is not a port" in capsys.readouterr().err
+
+
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
