@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from quire_contract import names
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
-from quire_operator.actions import Action, Plan
+from quire_operator.actions import Action, Plan, Verdict
 from quire_operator.apply import Applied, apply_actions, with_refusals
 from quire_operator.cluster import ClusterFacts
 from quire_operator.kube import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
@@ -62,6 +62,7 @@ class BuildEvents(Protocol):
         old_status: Mapping[str, Any],
         new_status: Mapping[str, Any],
         applied: Sequence[Action],
+        done_without: Sequence[Verdict],
         now: float,
     ) -> tuple[Manifest, ...]: ...
 
@@ -157,7 +158,8 @@ class Reconciler:
             metadata = {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")}
             head = {"apiVersion": names.GROUP_VERSION, "kind": names.KIND, "metadata": metadata}
             self.store.put(await self.kube.apply_status({**head, "status": without_nulls(new)}))
-        for event in self.decisions.build_events(manifest, old, new, applied.done, now):
+        done_without = [refusal.as_verdict() for refusal in applied.refusals if refusal.is_minor]
+        for event in self.decisions.build_events(manifest, old, new, applied.done, done_without, now):
             try:
                 await self.kube.create(event)
             except AlreadyExistsError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quire_contract import names
-from quire_operator.actions import Action, Apply, Delete
+from quire_operator.actions import Action, Apply, Delete, Verdict
 from quire_operator.conditions import (
     ACCEPTED,
     FITS,
@@ -72,10 +72,11 @@ def build_events(
     old_status: Mapping[str, Any],
     new_status: Mapping[str, Any],
     applied: Sequence[Action],
+    done_without: Sequence[Verdict],
     now: float,
 ) -> tuple[Manifest, ...]:
     """Return the Events to create. The order is: what is wrong, what was mended, what went well."""
-    said = [*_from_conditions(old_status, new_status), *_from_actions(applied)]
+    said = [*_from_conditions(old_status, new_status), *_from_refusals(done_without), *_from_actions(applied)]
     said.sort(key=lambda one: (not one.is_warning, one.reason != HEALED))
     unique: dict[tuple[str, str], _Said] = {}
     for one in said:  # Ready repeats, in fewer words, what another condition says
@@ -111,6 +112,13 @@ def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
         yield _Said(reason=type_, message=new["message"])
     elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":
         yield _Said(reason=type_, message=new["message"] or "As it should be again")
+
+
+def _from_refusals(done_without: Sequence[Verdict]) -> Iterator[_Said]:
+    """Say what the API server refuses and no condition tells of, because the model serves all the same."""
+    for reason in dict.fromkeys(verdict.reason for verdict in done_without):
+        messages = "; ".join(verdict.message for verdict in done_without if verdict.reason == reason)
+        yield _Said(is_warning=True, reason=reason, message=f"Done without, and tried again: {messages}")
 
 
 def _from_actions(applied: Iterable[Action]) -> Iterator[_Said]:

@@ -1,6 +1,7 @@
 """What a reconcile does when the API server refuses, goes away, or changes things under its hands."""
 
 import asyncio
+import dataclasses
 
 from fake_kube import make_llm
 from operator_world import World, names_of, settled_world
@@ -21,6 +22,7 @@ from quire_operator.objects import (
     POD,
     SERVICE,
     SERVICE_ACCOUNT,
+    SERVICE_MONITOR,
     Key,
     Ref,
 )
@@ -135,6 +137,28 @@ def test_a_missing_right_is_told_and_tried_again() -> None:
         await world.run_pending()
         assert world.pending == {KEY}
         assert world.condition("Accepted")["reason"] == "Forbidden"
+
+    asyncio.run(main())
+
+
+def test_what_a_model_serves_without_is_told_in_an_event_while_it_is_tried_again() -> None:
+    async def main() -> None:
+        world = World()
+        has_monitors = dataclasses.replace(world.reconciler.cluster(), kinds=frozenset({SERVICE_MONITOR}))
+        world.reconciler = dataclasses.replace(world.reconciler, cluster=lambda: has_monitors)
+        error = ForbiddenError("denied by a webhook")
+        world.kube.refuse = lambda verb, ref: error if verb == "create" and ref.kind == SERVICE_MONITOR else None
+        world.kube.put(make_llm())
+        for _ in range(5):
+            world.deliver()
+            await world.run_pending()
+        assert world.pending == {KEY}
+        assert world.condition("Accepted")["status"] == "True"
+        said = [event for event in world.kube.of_kind(EVENT) if "webhook" in event["message"]]
+        assert {(event["type"], event["reason"]) for event in said} == {("Warning", "Forbidden")}
+        assert "Done without, and tried again: ServiceMonitor default/smollm2: denied" in said[0]["message"]
+        versions = [event["involvedObject"]["resourceVersion"] for event in said]
+        assert len(set(versions)) == len(versions), "said once of each version of the object"
 
     asyncio.run(main())
 

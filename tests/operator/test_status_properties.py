@@ -177,6 +177,6 @@ def test_any_status_is_valid_and_stable(case: tuple[Observed, Plan, bool]) -> No
         assert shown_condition(status, "Ready")[0] == "True"
     if shown_condition(status, "Ready")[0] == "True":
         assert status["readyReplicas"] > 0 or (gateway and not observed.manifest["spec"]["suspend"])
-    events = build_events(observed.manifest, status, second, (), LATER)
+    events = build_events(observed.manifest, status, second, (), (), LATER)
     assert events == (), "nothing changed, so nothing is said"
-    assert len(build_events(observed.manifest, {}, status, (), NOW)) <= MAX_EVENTS
+    assert len(build_events(observed.manifest, {}, status, (), (), NOW)) <= MAX_EVENTS

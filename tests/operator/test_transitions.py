@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quire_operator.actions import Action, Annotate, Apply, Delete, SetReplicas
+from quire_operator.actions import Action, Annotate, Apply, Delete, SetReplicas, Verdict
 from quire_operator.objects import DEPLOYMENT, JOB, Manifest, Ref
 from quire_operator.transitions import MAX_EVENTS, build_events
 
@@ -36,7 +36,7 @@ def _status(**changes: tuple[str, str, str]) -> dict[str, Any]:
 
 
 def _said(old: dict[str, Any], new: dict[str, Any], *applied: Action) -> list[tuple[str, str, str]]:
-    events = build_events(MANIFEST, old, new, applied, NOW)
+    events = build_events(MANIFEST, old, new, applied, (), NOW)
     return [(event["type"], event["reason"], event["message"]) for event in events]
 
 
@@ -152,8 +152,27 @@ def test_never_many_and_what_is_wrong_first() -> None:
     assert said[0] == ("Warning", "Broken", "x")
 
 
+def test_what_is_done_without_is_one_warning_for_each_reason() -> None:
+    refused = [
+        Verdict(holds=False, reason="Forbidden", message="ServiceMonitor ai/a: may not"),
+        Verdict(holds=False, reason="RefusedByServer", message="PrometheusRule ai/a: spec.groups: Required value"),
+        Verdict(holds=False, reason="Forbidden", message="Pod ai/p: may not"),
+    ]
+    events = build_events(MANIFEST, _status(), _status(), (), refused, NOW)
+    assert [(event["type"], event["reason"], event["message"]) for event in events] == [
+        ("Warning", "Forbidden", "Done without, and tried again: ServiceMonitor ai/a: may not; Pod ai/p: may not"),
+        (
+            "Warning",
+            "RefusedByServer",
+            "Done without, and tried again: PrometheusRule ai/a: spec.groups: Required value",
+        ),
+    ]
+    again = build_events(MANIFEST, _status(), _status(), (), refused, NOW + 3000)
+    assert [event["metadata"] for event in again] == [event["metadata"] for event in events]
+
+
 def test_an_event_as_the_api_server_takes_it() -> None:
-    (event,) = build_events(MANIFEST, _status(), _status(Ready=("False", "CrashLoop", "x" * 5000)), (), NOW)
+    (event,) = build_events(MANIFEST, _status(), _status(Ready=("False", "CrashLoop", "x" * 5000)), (), (), NOW)
     assert event["metadata"]["namespace"] == event["involvedObject"]["namespace"] == "ai"
     assert event["metadata"]["name"].startswith("smollm2.")
     assert event["involvedObject"] == {
@@ -171,18 +190,18 @@ def test_an_event_as_the_api_server_takes_it() -> None:
 
 def test_the_same_transition_has_the_same_name_at_any_time() -> None:
     new = _status(Ready=("False", "CrashLoop", "x"))
-    (first,) = build_events(MANIFEST, _status(), new, (), NOW)
-    (again,) = build_events(MANIFEST, _status(), new, (), NOW + 500)
+    (first,) = build_events(MANIFEST, _status(), new, (), (), NOW)
+    (again,) = build_events(MANIFEST, _status(), new, (), (), NOW + 500)
     assert first["metadata"] == again["metadata"]
     later = {**MANIFEST, "metadata": {**MANIFEST["metadata"], "resourceVersion": "8"}}
-    (other,) = build_events(later, _status(), new, (), NOW)
+    (other,) = build_events(later, _status(), new, (), (), NOW)
     assert other["metadata"] != first["metadata"]
 
 
 def test_a_deed_done_again_is_said_once_a_minute() -> None:
     healed = Apply(manifest=_child(), reason="Healed: spec.replicas was edited", is_drift=True)
     names = [
-        build_events(MANIFEST, _status(), _status(), (healed,), NOW + seconds)[0]["metadata"]["name"]
+        build_events(MANIFEST, _status(), _status(), (healed,), (), NOW + seconds)[0]["metadata"]["name"]
         for seconds in (0, 1, 61)
     ]
     assert names[0] == names[1] != names[2]
