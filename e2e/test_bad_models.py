@@ -4,29 +4,30 @@ import base64
 
 import pytest
 from support.hub import GATED_TOKEN, Hub
-from support.kubectl import Kubectl, condition, wait_for
+from support.kubectl import Kubectl, Manifest, condition, wait_for
 from support.manifests import llm
 from support.traffic import wait_ready
 
 
-def reason_of(kubectl: Kubectl, name: str) -> str:
-    return str(kubectl.llm(name).get("status", {}).get("reason", ""))
+def wait_for_reason(kubectl: Kubectl, name: str, start: str) -> Manifest:
+    """Return the LLMDeployment as it was when it said so: a moment later the download may be tried again."""
 
+    def look() -> Manifest | None:
+        found = kubectl.llm(name)
+        return found if reason_of(found).startswith(start) else None
 
-def wait_for_reason(kubectl: Kubectl, name: str, start: str) -> str:
-    wait_for(
-        f"REASON {start}",
-        lambda: reason_of(kubectl, name).startswith(start),
-        timeout_s=60,
-        describe=kubectl.describe_all,
-    )
+    found: Manifest = wait_for(f"REASON {start}", look, timeout_s=60, describe=kubectl.describe_all)
     print(kubectl("get", "llm", name))
-    return reason_of(kubectl, name)
+    return found
+
+
+def reason_of(llm: Manifest) -> str:
+    return str(llm.get("status", {}).get("reason", ""))
 
 
 def test_gated_until_the_secret_is_named(kubectl: Kubectl) -> None:
     kubectl.apply(llm("gated", "hf://tiny/gated"))
-    assert "tokenSecretRef" in wait_for_reason(kubectl, "gated", "ModelGated")
+    assert "tokenSecretRef" in reason_of(wait_for_reason(kubectl, "gated", "ModelGated"))
     token = base64.b64encode(GATED_TOKEN.encode()).decode()
     kubectl.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hf"}, "data": {"token": token}})
     model = {"uri": "hf://tiny/gated", "tokenSecretRef": {"name": "hf"}}
@@ -45,7 +46,7 @@ def test_missing_until_it_is_published(kubectl: Kubectl, hub: Hub) -> None:
 def test_corrupt_until_the_file_is_right(kubectl: Kubectl, hub: Hub) -> None:
     with hub.changed("tiny/corrupt", corrupt=["model.safetensors"]):
         kubectl.apply(llm("corrupt", "hf://tiny/corrupt"))
-        assert "model.safetensors" in wait_for_reason(kubectl, "corrupt", "ChecksumMismatch")
+        assert "model.safetensors" in reason_of(wait_for_reason(kubectl, "corrupt", "ChecksumMismatch"))
     wait_ready(kubectl, "corrupt")
 
 
@@ -53,11 +54,10 @@ def test_corrupt_until_the_file_is_right(kubectl: Kubectl, hub: Hub) -> None:
 def test_too_big_for_the_volume_until_another_is_asked_for(kubectl: Kubectl) -> None:
     tiny = {"size": "48Mi", "storageClassName": "tiny"}
     kubectl.apply(llm("big", "hf://quire/SmolLM2-135M-Instruct", memory="2Gi", cache=tiny))
-    reason = wait_for_reason(kubectl, "big", "NoSpace")
-    assert "needs" in reason
-    assert "MiB" in reason
-    message = condition(kubectl.llm("big"), "ModelCached")["message"]
-    assert "spec.cache" in message
+    full = wait_for_reason(kubectl, "big", "NoSpace")
+    assert "needs" in reason_of(full)
+    assert "MiB" in reason_of(full)
+    assert "spec.cache" in condition(full, "ModelCached")["message"]
     kubectl("delete", "llm", "big")
     kubectl("delete", "pvc", "--all", "--wait=true")
     kubectl.apply(llm("big", "hf://quire/SmolLM2-135M-Instruct", memory="2Gi", cache={"size": "2Gi"}))
@@ -66,7 +66,7 @@ def test_too_big_for_the_volume_until_another_is_asked_for(kubectl: Kubectl) -> 
 
 def test_no_storage_class_until_one_is_named(kubectl: Kubectl) -> None:
     kubectl.apply(llm("nowhere", cache={"size": "1Gi", "storageClassName": "no-such-class"}))
-    reason = wait_for_reason(kubectl, "nowhere", "StorageClassNotFound")
+    reason = reason_of(wait_for_reason(kubectl, "nowhere", "StorageClassNotFound"))
     assert "no-such-class" in reason
     assert "standard" in reason, "the classes that there are"
     kubectl.patch("llm", "nowhere", {"spec": {"cache": {"storageClassName": "standard"}}})

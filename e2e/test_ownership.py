@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.kubectl import Kubectl
+from support.kubectl import Kubectl, wait_for
 
 from quire_contract.names import FIELD_MANAGER
 from quire_operator.actions import Apply
@@ -63,6 +63,16 @@ def live(kubectl: Kubectl, document: Document) -> Document:
     return found
 
 
+def wait_settled(kubectl: Kubectl, document: Document) -> None:
+    """Wait until the disruption controller has written its first status, which is a change of the object too."""
+    if document["kind"] == "PodDisruptionBudget":
+        wait_for(
+            "the budget's status",
+            lambda: "observedGeneration" in live(kubectl, document).get("status", {}),
+            timeout_s=90,
+        )
+
+
 def managers(found: Document) -> set[tuple[str, str]]:
     return {(entry["manager"], entry["operation"]) for entry in found["metadata"]["managedFields"]}
 
@@ -75,6 +85,7 @@ def test_what_was_created_and_is_wanted_no_more_goes(restricted: Kubectl, write:
     longer["metadata"]["labels"]["quire.dev/former"] = "x"
     assert write(longer).done
     assert write.calls == ["create"]
+    wait_settled(restricted, document)
     assert (WHOLE_MANAGER, "Update") in managers(live(restricted, document))
     restricted.patch(document["kind"], document["metadata"]["name"], {"metadata": {"labels": {"theirs": "stays"}}})
     for calls in (["get", "patch", "apply"], ["apply"]):
@@ -94,6 +105,7 @@ def test_somebody_elses_object_is_not_taken_over(restricted: Kubectl, write: Wri
     theirs = copy.deepcopy(document)
     theirs["metadata"] = {key: document["metadata"][key] for key in ("name", "namespace")}
     restricted.apply(theirs)
+    wait_settled(restricted, document)
     before = live(restricted, document)
     (refusal,) = write(document).refusals
     assert refusal.as_verdict().reason == "NameTaken"

@@ -29,7 +29,8 @@ def wait_rolled_out(kubectl: Kubectl, name: str, old: set[str]) -> None:
 
 def test_a_change_under_load_fails_no_request(kubectl: Kubectl, server_image: str) -> None:
     start_client(kubectl, server_image)
-    kubectl.apply(llm("rolling"))
+    # While a new server starts on the same two cores, kube-proxy may be seconds late to hear of the old one's end.
+    kubectl.apply(llm("rolling", drain={"timeout": "30s", "preStop": "10s"}))
     wait_ready(kubectl, "rolling")
     old = uids(kubectl.pods("rolling"))
     with load(kubectl, "rolling") as result:

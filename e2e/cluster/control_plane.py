@@ -74,7 +74,7 @@ class ControlPlane:
     def start(self, *, extra_flags: Sequence[str] = (), audit: bool = False) -> None:
         """Make the certificates and start both. The directory must be new."""
         self._create_pki()
-        etcd_port, peer_port = find_free_ports(2)
+        etcd_port, peer_port = [port for port in find_free_ports(3) if port != self.port][:2]
         etcd_url = f"http://127.0.0.1:{etcd_port}"
         self.etcd.start(_etcd_command(self.directory / "etcd", etcd_url, f"http://127.0.0.1:{peer_port}"))
         audit_flags = self._write_audit_policy() if audit else []

@@ -1,9 +1,11 @@
 """Runs inside a pod: one streamed chat completion. Arguments: URL, model, question. Prints one JSON object.
 
-A refused connection is tried again for a while: kube-proxy tells a node of an endpoint that comes back up to a second
-after the API knows it, cluster DNS remembers a Service's old address for some, and no operator can know when they have.
+A connection that is not had is tried again for a while: kube-proxy tells a node of an endpoint that comes or goes up to
+a second after the API knows it (until then it is refused, or leads to a pod that is gone), cluster DNS remembers a
+Service's old address for some, and no operator can know when they have.
 """
 
+import errno
 import http.client
 import json
 import sys
@@ -32,7 +34,8 @@ def connect(until: float) -> http.client.HTTPResponse:
         except urllib.error.URLError as error:
             if isinstance(error, urllib.error.HTTPError):
                 sys.exit(f"HTTP {error.code}: {error.read(2000)!r}")
-            if not isinstance(error.reason, ConnectionRefusedError) or time.monotonic() > until:
+            number = getattr(error.reason, "errno", None)
+            if number not in (errno.ECONNREFUSED, errno.EHOSTUNREACH) or time.monotonic() > until:
                 raise
             time.sleep(0.1)
 

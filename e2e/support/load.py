@@ -1,7 +1,8 @@
 """Runs inside a pod: asks without a pause until SIGUSR1 or the end of standard input. Arguments: URL, model, askers.
 
-Every request has a connection of its own and is sent once: any answer but a whole one is a failure. Prints one JSON
-object: how many were answered, and the failures.
+Every request has a connection of its own and is sent once: any answer but a whole one is a failure. Begins when one has
+been answered, for kube-proxy may hear of the first endpoint a second after it is ready. Prints one JSON object: how
+many were answered, and the failures.
 """
 
 import json
@@ -42,11 +43,23 @@ def keep_asking() -> None:
             time.sleep(0.05)
 
 
+def wait_reachable(until: float) -> None:
+    while True:
+        try:
+            ask()
+            return
+        except urllib.error.URLError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
 def stop_at_end_of_input() -> None:
     sys.stdin.read()
     stop.set()
 
 
+wait_reachable(until=time.monotonic() + 15)
 askers = [threading.Thread(target=keep_asking) for _ in range(num_askers)]
 for asker in askers:
     asker.start()

@@ -58,7 +58,8 @@ def background_load(namespace: str, name: str, image: str) -> Manifest:
 
 def stop_background_load(kubectl: Kubectl) -> tuple[int, list[str]]:
     """End the load; return how many requests were answered, and the failures."""
-    kubectl("exec", "background", "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGUSR1)")
+    tell = "import os, signal; os.kill(1, signal.SIGUSR1)"
+    kubectl("exec", "background", "--", "python", "-c", tell, check=False)  # may be ended together with the pod
     wait_for("the load's count", lambda: '"answered"' in kubectl("logs", "background"), timeout_s=90)
     counted = json.loads(kubectl("logs", "background").splitlines()[-1])
     return counted["answered"], counted["failures"]

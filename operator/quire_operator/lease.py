@@ -23,7 +23,8 @@ from quire_operator.objects import LEASE, Manifest, Ref
 logger = logging.getLogger(__name__)
 
 RENEWALS_PER_DURATION: Final = 3
-"""A lease is renewed so many times within its duration, and asked for as often by those who wait."""
+LOOKS_PER_DURATION: Final = 10
+"""By those who wait. What a look is late after a renewal is added to the time until they take a dead holder's lease."""
 STOP_SHARE: Final = 1 / 3
 """Of the duration: kept for the work to stop in."""
 
@@ -50,8 +51,12 @@ class LeaseConfig:
         return Ref(kind=LEASE, namespace=self.namespace, name=self.name)
 
     @property
-    def retry_s(self) -> float:
+    def renew_s(self) -> float:
         return self.duration_s / RENEWALS_PER_DURATION
+
+    @property
+    def look_s(self) -> float:
+        return self.duration_s / LOOKS_PER_DURATION
 
     @property
     def renew_deadline_s(self) -> float:
@@ -70,6 +75,10 @@ class Sighting:
     seen_at: float
     """On this process's monotonic clock."""
 
+    @property
+    def expires_at(self) -> float:
+        return self.seen_at + self.duration_s
+
 
 def observe(previous: Sighting | None, lease: Manifest, now: float) -> Sighting:
     """Return what is known of the lease; its age counts from when it was first seen like this."""
@@ -87,7 +96,7 @@ def observe(previous: Sighting | None, lease: Manifest, now: float) -> Sighting:
 
 def can_take(sighting: Sighting, identity: str, now: float) -> bool:
     """Whether the lease is free, or ours already, or its holder has not renewed it for its whole duration."""
-    return sighting.holder in ("", identity) or now >= sighting.seen_at + sighting.duration_s
+    return sighting.holder in ("", identity) or now >= sighting.expires_at
 
 
 def build_lease(config: LeaseConfig, current: Manifest | None, wall_time: float) -> Manifest:
@@ -115,6 +124,10 @@ def build_released(config: LeaseConfig, current: Manifest, wall_time: float) -> 
 def _with_spec(config: LeaseConfig, current: Manifest | None, spec: dict[str, Any]) -> Manifest:
     metadata = dict((current or {}).get("metadata") or {"name": config.name, "namespace": config.namespace})
     return {"apiVersion": LEASE.api_version, "kind": LEASE.kind, "metadata": metadata, "spec": spec}
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _micro_time(wall_time: float) -> str:
@@ -158,12 +171,12 @@ class Leadership:
     async def _acquire(self) -> None:
         sighting: Sighting | None = None
         while True:
-            started_at = time.monotonic()
+            started_at = _now()
             try:
                 async with asyncio.timeout(self._config.renew_deadline_s):
                     current = await self._kube.get(self._config.ref)
                     if current is not None:
-                        previous, sighting = sighting, observe(sighting, current, time.monotonic())
+                        previous, sighting = sighting, observe(sighting, current, _now())
                         if previous is None or previous.holder != sighting.holder:
                             logger.info("Found lease lease=%s holder=%s", self._config.ref, sighting.holder or "nobody")
                     if sighting is None or current is None or can_take(sighting, self._config.identity, started_at):
@@ -173,7 +186,9 @@ class Leadership:
                 logger.debug("Somebody else took the lease lease=%s", self._config.ref)
             except (KubeError, TimeoutError) as error:
                 logger.warning("Cannot get lease lease=%s err=%s", self._config.ref, str(error) or "timed out")
-            await asyncio.sleep(self._config.retry_s * random.uniform(0.8, 1.2))
+            pause_s = self._config.look_s * random.uniform(0.8, 1.2)
+            left_s = pause_s if sighting is None else sighting.expires_at - _now()
+            await asyncio.sleep(min(pause_s, left_s) if left_s > 0 else pause_s)
 
     async def _write(self, current: Manifest | None, started_at: float) -> None:
         wanted = build_lease(self._config, current, time.time())
@@ -199,7 +214,7 @@ class Leadership:
         if working.done():
             return
         working.cancel()
-        left_s = self._renewed_at + self._config.duration_s - time.monotonic()
+        left_s = self._renewed_at + self._config.duration_s - _now()
         await asyncio.wait({working}, timeout=max(left_s, 0.5))
         if not working.done():
             raise WorkDidNotStopError(f"the work still runs {self._config.duration_s:g} s after the last renewal")
@@ -208,17 +223,17 @@ class Leadership:
                 logger.warning("Work failed while it stopped err=%r", error)
 
     async def _renew_until_lost(self) -> None:
-        pause_s = self._config.retry_s
+        pause_s = self._config.renew_s
         while True:
-            left_s = self._renewed_at + self._config.renew_deadline_s - time.monotonic()
+            left_s = self._renewed_at + self._config.renew_deadline_s - _now()
             if left_s <= 0:
                 return
             await asyncio.sleep(min(pause_s, left_s))
-            started_at = time.monotonic()
+            started_at = _now()
             if not await self._renew(started_at):
                 return
             is_renewed = self._renewed_at == started_at
-            pause_s = self._config.retry_s if is_renewed else self._config.retry_s / 5
+            pause_s = self._config.renew_s if is_renewed else self._config.renew_s / 5
 
     async def _renew(self, started_at: float) -> bool:
         """Return False when somebody else holds the lease; a failure to ask is no loss yet."""

@@ -93,18 +93,25 @@ def test_ctrl_c_stops_everything(start_up: Any, tiny_checkpoint: Path, tmp_path:
 
 def test_watch_applies_an_edit_and_refuses_a_bad_one(start_up: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "edited.yaml"
-    file.write_text(manifest(tiny_checkpoint, "edited"))
+
+    def edit(text: str) -> None:
+        """In one piece, as editors do it: half a file would be read, and said to be wrong."""
+        draft = file.with_suffix(".draft")
+        draft.write_text(text)
+        draft.replace(file)
+
+    edit(manifest(tiny_checkpoint, "edited"))
     with start_up(file, "--watch") as up:
         up.wait_for("edited-1 Ready")
-        file.write_text(manifest(tiny_checkpoint, "edited", replicas=-1))
+        edit(manifest(tiny_checkpoint, "edited", replicas=-1))
         assert "spec.replicas" in up.wait_for(r"watch: not applied: (.+)").group(1)
-        file.write_text(manifest(tiny_checkpoint, "edited", served="renamed"))
+        edit(manifest(tiny_checkpoint, "edited", served="renamed"))
         up.wait_for("edited-2 Ready")
         up.wait_for("edited-1 stopped")
         assert ask(up, "renamed")
         with pytest.raises(openai.NotFoundError):
             ask(up, "edited")
-        file.write_text(manifest(tiny_checkpoint, "edited", served="renamed").replace("cpu: 1", "cpu: 2"))
+        edit(manifest(tiny_checkpoint, "edited", served="renamed").replace("cpu: 1", "cpu: 2"))
         up.wait_for("edited-3 starts")
 
 

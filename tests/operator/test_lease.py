@@ -5,9 +5,12 @@ import copy
 from typing import Any
 
 import pytest
+from virtual_time import now, run
 
 from quire_operator.kube import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
 from quire_operator.lease import (
+    LOOKS_PER_DURATION,
+    RENEWALS_PER_DURATION,
     Leadership,
     LeaseConfig,
     WorkDidNotStopError,
@@ -93,13 +96,13 @@ class Worker:
             self.is_running = False
 
 
-async def until(condition: Any, timeout_s: float = 20.0) -> None:
+async def until(condition: Any, timeout_s: float = 100.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-def leader(kube: OneLease, identity: str, worker: Worker, duration_s: float = 1.0) -> "asyncio.Task[None]":
+def leader(kube: OneLease, identity: str, worker: Worker, duration_s: float = 15.0) -> "asyncio.Task[None]":
     leadership = Leadership(kube, config(identity, duration_s), lambda is_leader: None)  # type: ignore[arg-type]
     return asyncio.ensure_future(leadership.run(worker))
 
@@ -172,7 +175,30 @@ def test_only_one_works_and_the_other_takes_over_when_it_stops() -> None:
         assert kube.holder == "two"
         await stop(two)
 
-    asyncio.run(scenario())
+    run(scenario())
+
+
+@pytest.mark.parametrize("lives_s", [0.0, 2.5, 4.9, 5.1, 12.0])
+def test_one_that_dies_is_succeeded_when_its_lease_has_expired(lives_s: float) -> None:
+    async def scenario() -> None:
+        kube = OneLease()
+        renewals: list[float] = []
+
+        async def renew() -> None:
+            while True:
+                renewals.append(now())
+                kube._keep(held_by("one", renew_time=str(now())))
+                await asyncio.sleep(15 / RENEWALS_PER_DURATION)
+
+        one, second = asyncio.ensure_future(renew()), Worker()
+        two = leader(kube, "two", second)
+        await asyncio.sleep(lives_s)
+        await stop(one)
+        await until(lambda: second.is_running)
+        assert 15 <= now() - renewals[-1] <= 15 + 15 * 1.2 / LOOKS_PER_DURATION + 0.1
+        await stop(two)
+
+    run(scenario())
 
 
 def test_holder_that_cannot_renew_stops_before_anyone_can_take_the_lease() -> None:
@@ -188,7 +214,7 @@ def test_holder_that_cannot_renew_stops_before_anyone_can_take_the_lease() -> No
         await until(lambda: worker.is_running)
         await stop(one)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_lease_taken_by_force_stops_the_work_and_is_left_alone() -> None:
@@ -203,7 +229,7 @@ def test_lease_taken_by_force_stops_the_work_and_is_left_alone() -> None:
         await stop(one)
         assert kube.holder == "thief"
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_touched_or_deleted_lease_is_no_loss() -> None:
@@ -221,7 +247,7 @@ def test_touched_or_deleted_lease_is_no_loss() -> None:
         assert worker.is_running
         await stop(one)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_work_that_does_not_stop_ends_the_process() -> None:
@@ -236,7 +262,7 @@ def test_work_that_does_not_stop_ends_the_process() -> None:
         worker.release.set()
         await until(lambda: not worker.is_running)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_failed_work_gives_the_lease_back() -> None:
@@ -251,4 +277,4 @@ def test_failed_work_gives_the_lease_back() -> None:
             await leadership.run(fail)
         assert kube.holder == ""
 
-    asyncio.run(scenario())
+    run(scenario())

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_world import FACTS, GIB, NOW, World, manifest
 
@@ -104,7 +104,7 @@ def play(steps: list[Any]) -> World:
     return world
 
 
-quick = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=120)
 
 
 @quick

@@ -73,7 +73,7 @@ class Operator:
 async def operator(server: FakeApiServer, tmp_path: Path, identity: str) -> AsyncIterator[Operator]:
     kubeconfig, log = tmp_path / "kubeconfig", tmp_path / f"{identity}.log"
     server.write_kubeconfig(kubeconfig)
-    words = ["operator", "--identity", identity, "--lease-namespace", "quire-system", "--lease-duration", "3s"]
+    words = ["operator", "--identity", identity, "--lease-namespace", "quire-system", "--lease-duration", "15s"]
     words += ["--health-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -192,11 +192,11 @@ def test_bad_settings_at_the_start_are_an_error(tmp_path: Path) -> None:
 
 async def _until_quiet(server: FakeApiServer) -> None:
     """Wait until the operator has asked for nothing but its lease for a while."""
-    while True:
-        before = len(server.writes)
-        await asyncio.sleep(1.5)
-        if len(server.writes) == before:
-            return
+    before, num_quiet = -1, 0
+    while num_quiet < 3:
+        before, is_quiet = len(server.writes), len(server.writes) == before
+        num_quiet = num_quiet + 1 if is_quiet else 0
+        await asyncio.sleep(1.0)
 
 
 def _run_operator(tmp_path: Path, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":

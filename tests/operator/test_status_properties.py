@@ -162,7 +162,7 @@ def _situations(draw: st.DrawFn) -> tuple[Observed, Plan, bool]:
 
 
 @given(_situations())
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 def test_any_status_is_valid_and_stable(case: tuple[Observed, Plan, bool]) -> None:
     observed, plan, gateway = case
     before = deepcopy(observed)

@@ -223,11 +223,14 @@ def test_sigterm_lets_the_running_stream_finish(tiny_checkpoint, tmp_path):
             model="tiny", messages=HELLO, stream=True, stream_options={"include_usage": True}, **options
         )
         next(stream)
+        (engine,) = psutil.Process(server.process.pid).children()
+        engine.suspend()
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.http.get("/readyz").json()["phase"] == "Draining")
         with pytest.raises(openai.InternalServerError) as refused:  # what the client calls every 5xx
             server.client.chat.completions.create(model="tiny", messages=HELLO)
         assert (refused.value.status_code, refused.value.code) == (503, "draining")
+        engine.resume()
         *_, last = stream
         assert last.usage.completion_tokens == 2000
         assert server.wait_for_exit() == 0

@@ -259,7 +259,7 @@ class EngineClient:
             self._dispatch(message)
 
     def _dispatch(self, message: FromEngine) -> None:
-        self.last_heartbeat = time.time()
+        self.last_heartbeat = time.monotonic()
         match message:
             case EngineStep():
                 self._on_engine_step(message)

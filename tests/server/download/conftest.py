@@ -151,8 +151,16 @@ class Job:
             return msgspec.json.decode(answer.read(), type=DownloadProgress)
         return None
 
+    def pause(self) -> None:
+        """Stop it where it is, so that it does not end while something is tried."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         self.process.send_signal(number)
+        self.go_on()
         self.process.wait(10)
 
 

@@ -234,4 +234,4 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
 
 TestBlockPoolMachine = BlockPoolMachine.TestCase
-TestBlockPoolMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestBlockPoolMachine.settings = settings(max_examples=100, stateful_step_count=40)

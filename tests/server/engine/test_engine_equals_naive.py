@@ -103,7 +103,7 @@ def traffics(draw: st.DrawFn) -> Traffic:
     return Traffic(arrivals, aborts)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     traffic=traffics(),
     block_size=st.sampled_from([1, 2, 4, 16]),

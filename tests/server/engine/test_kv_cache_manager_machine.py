@@ -211,4 +211,4 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
 
 
 TestKVCacheManagerMachine = KVCacheManagerMachine.TestCase
-TestKVCacheManagerMachine.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestKVCacheManagerMachine.settings = settings(max_examples=100, stateful_step_count=30)

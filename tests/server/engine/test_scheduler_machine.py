@@ -177,4 +177,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=120, stateful_step_count=30)
