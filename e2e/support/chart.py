@@ -48,6 +48,10 @@ class Chart:
         assert found is not None
         return found
 
+    def lease_s(self) -> float:
+        """How long the leader's Lease lasts, in seconds."""
+        return float(self.lease()["spec"]["leaseDurationSeconds"])
+
     def leader(self) -> str:
         """Name the operator pod that holds the Lease; empty where nobody does."""
         return str(self.lease()["spec"].get("holderIdentity") or "")

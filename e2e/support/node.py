@@ -1,7 +1,11 @@
-"""The API server of the node that the stories run on, when a story wants it gone for a while."""
+"""What a story does to the node that it runs on: the API server gone for a while, a process without time."""
 
 import json
+import os
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.node import Node
@@ -42,6 +46,29 @@ class ApiServer:
 
 def _nat_rules() -> str:
     return subprocess.run(["iptables-save", "-t", "nat"], capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def hanging(pod: str) -> Iterator[None]:
+    """Give the process of an operator's pod no time while the block runs."""
+    variable = f"POD_NAME={pod}".encode()
+    (pid,) = (
+        int(environment.parent.name)
+        for environment in Path("/proc").glob("[0-9]*/environ")
+        if variable in _read(environment).split(b"\0")
+    )
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def _read(environment: Path) -> bytes:
+    try:
+        return environment.read_bytes()
+    except OSError:  # a process that has ended meanwhile
+        return b""
 
 
 def background_load(namespace: str, name: str, image: str) -> Manifest:
