@@ -50,6 +50,8 @@ _WORKER_LIMIT: Final = 100
 _MIN_LOGIN_PAUSE_S: Final = 2.0
 _EVERY_VERSION: Final = 2**63
 _RESTART_PAUSE_S: Final = 0.5
+_KOPF_GRACE_S: Final = 0.4
+"""Less than `lease.MIN_STOP_S`: who has hung until his lease has expired must be out of the way, or end the process."""
 _KOPF_STOP_TIMEOUT_S: Final = 5.0
 
 
@@ -211,6 +213,7 @@ async def _run_kopf(
     family = TaskFamily()
     family.adopt()
     # Not kopf.run_tasks: in the end that cancels every task of the process that is younger than kopf.
+    root_tasks: Collection[asyncio.Task[Any]] = ()
     try:
         root_tasks = await kopf.spawn_tasks(
             registry=build_registry(kinds, feed, login, state),
@@ -225,6 +228,10 @@ async def _run_kopf(
         for task in done:
             task.result()
     finally:
+        for task in root_tasks:
+            task.cancel()
+        if root_tasks:  # they end what they have started, in an order that cancelling all at once would upset
+            await asyncio.wait(root_tasks, timeout=_KOPF_GRACE_S)
         num_left = await family.end(_KOPF_STOP_TIMEOUT_S)
         if num_left:
             logger.error("Tasks of the watches do not end count=%d", num_left)
@@ -259,7 +266,7 @@ def build_kopf_settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.queueing.worker_limit = _WORKER_LIMIT
     settings.queueing.idle_timeout = 0.1
-    settings.queueing.exit_timeout = 0.5
+    settings.queueing.exit_timeout = 0.1
     settings.watching.server_timeout = _SERVER_TIMEOUT_S
     settings.watching.inactivity_timeout = _INACTIVITY_TIMEOUT_S
     settings.watching.connect_timeout = 10.0

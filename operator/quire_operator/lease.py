@@ -27,6 +27,8 @@ LOOKS_PER_DURATION: Final = 10
 """By those who wait. What a look is late after a renewal is added to the time until they take a dead holder's lease."""
 STOP_SHARE: Final = 1 / 3
 """Of the duration: kept for the work to stop in."""
+MIN_STOP_S: Final = 0.5
+"""For the work to stop in where the lease has expired already, because this process had no time for so long."""
 
 
 class WorkDidNotStopError(Exception):
@@ -215,7 +217,7 @@ class Leadership:
             return
         working.cancel()
         left_s = self._renewed_at + self._config.duration_s - _now()
-        await asyncio.wait({working}, timeout=max(left_s, 0.5))
+        await asyncio.wait({working}, timeout=max(left_s, MIN_STOP_S))
         if not working.done():
             raise WorkDidNotStopError(f"the work still runs {self._config.duration_s:g} s after the last renewal")
         with contextlib.suppress(asyncio.CancelledError):
