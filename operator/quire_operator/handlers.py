@@ -50,7 +50,7 @@ _WORKER_LIMIT: Final = 100
 _MIN_LOGIN_PAUSE_S: Final = 2.0
 _EVERY_VERSION: Final = 2**63
 _RESTART_PAUSE_S: Final = 0.5
-_KOPF_GRACE_S: Final = 0.4
+KOPF_GRACE_S: Final = 0.4
 """Less than `lease.MIN_STOP_S`: who has hung until his lease has expired must be out of the way, or end the process."""
 _KOPF_STOP_TIMEOUT_S: Final = 5.0
 
@@ -231,7 +231,7 @@ async def _run_kopf(
         for task in root_tasks:
             task.cancel()
         if root_tasks:  # they end what they have started, in an order that cancelling all at once would upset
-            await asyncio.wait(root_tasks, timeout=_KOPF_GRACE_S)
+            await asyncio.wait(root_tasks, timeout=KOPF_GRACE_S)
         num_left = await family.end(_KOPF_STOP_TIMEOUT_S)
         if num_left:
             logger.error("Tasks of the watches do not end count=%d", num_left)
