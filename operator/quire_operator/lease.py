@@ -189,8 +189,9 @@ class Leadership:
             except (KubeError, TimeoutError) as error:
                 logger.warning("Cannot get lease lease=%s err=%s", self._config.ref, str(error) or "timed out")
             pause_s = self._config.look_s * random.uniform(0.8, 1.2)
-            left_s = pause_s if sighting is None else sighting.expires_at - _now()
-            await asyncio.sleep(min(pause_s, left_s) if left_s > 0 else pause_s)
+            if sighting is not None and sighting.expires_at > _now():
+                pause_s = min(pause_s, sighting.expires_at - _now())
+            await asyncio.sleep(pause_s)
 
     async def _write(self, current: Manifest | None, started_at: float) -> None:
         wanted = build_lease(self._config, current, time.time())
