@@ -5,7 +5,7 @@ tables, or where a block's bytes are; "block" here is a number and its bookkeepi
 
 Invariants (checked by `check_integrity`):
 * free + held = total: each block but the null block is in the free list exactly when its `ref_count` is 0.
-* `ref_count` counts holders: one per block table that contains the block, one per pin of a block copy in flight.
+* `ref_count` counts holders: one per block table that contains the block, one per pin of whoever uses it from outside.
 * The null block (0) stands for "nothing to read here". It is never allocated, freed, hashed or counted.
 * The index holds a block under its `block_hash` and nothing else; a hash names at most one block. A second block with
   the same contents stays without a hash, and so is reused first.
@@ -48,7 +48,7 @@ class KVCacheBlock:
     block_id: int
     ref_count: int = 0
     num_pins: int = 0
-    """The part of `ref_count` that is due to block copies."""
+    """The part of `ref_count` that is due to somebody outside, such as a block copy in flight."""
     block_hash: BlockHash | None = None
     prev_free: "KVCacheBlock | None" = None
     next_free: "KVCacheBlock | None" = None
@@ -118,6 +118,8 @@ class BlockPool:
         self._blocks = [KVCacheBlock(block_id) for block_id in range(num_blocks)]
         self.null_block = self._blocks[NULL_BLOCK_ID]
         self._hash_to_block: dict[BlockHash, KVCacheBlock] = {}
+        self.num_pins = 0
+        """Of all blocks together."""
         self._free = FreeBlockList()
         for block in self._blocks[1:]:
             self._free.append(block)
@@ -165,14 +167,16 @@ class BlockPool:
                 self._free.append(block)
 
     def pin(self, block: KVCacheBlock) -> None:
-        """Keep a block, whoever lets go of it, until `unpin`: an end of a block copy that has not run yet."""
+        """Keep a block, whoever lets go of it, until `unpin`: an end of a block copy that has not run yet, say."""
         self.touch((block,))
         block.num_pins += 1
+        self.num_pins += 1
 
     def unpin(self, block_id: int) -> None:
         block = self._blocks[block_id]
         assert block.num_pins > 0, f"block {block_id} is not pinned"
         block.num_pins -= 1
+        self.num_pins -= 1
         self.free((block,))
 
     def find(self, block_hash: BlockHash) -> KVCacheBlock | None:
@@ -203,6 +207,7 @@ class BlockPool:
         for block in self._blocks[1:]:
             assert (block.ref_count == 0) == (block.block_id in free_ids), f"block {block.block_id}"
             assert block.ref_count >= block.num_pins >= 0
+        assert self.num_pins == sum(block.num_pins for block in self._blocks)
         hashed = {block.block_hash: block for block in self._blocks if block.block_hash is not None}
         assert hashed == self._hash_to_block
 

@@ -1,17 +1,22 @@
-"""The engine's step: schedule → execute → update.
+"""The engine's step: schedule → submit → update.
 
-Owns the scheduler, and the outputs that no step makes (a refusal, an abort). Does not know processes, sockets or time.
+Owns the scheduler, the steps in flight, and the outputs that no step makes (a refusal, an abort). Does not know
+processes, sockets or time. With `max_steps_ahead` n, a step is scheduled before the results of the n steps before it
+are there, so that a device has its next work while the host looks at the last.
 What `step` returns is all that clients hear: every request that was added gets exactly one output with a finish reason,
 unless the runner raises. That is fatal: the caller fails all of `unfinished_request_ids` and ends the engine.
 """
 
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
-from quire_server.engine.output import RequestOutput, Runner, SchedulerOutput, SchedulerStats
+from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.scheduler import Scheduler
+from quire_server.engine.step import Runner, SchedulerOutput, StepHandle
 from quire_server.errors import InvalidRequestError
 
 
@@ -27,10 +32,12 @@ class EngineCoreConfig:
     sliding_window: int | None = None
     """Positions that a token sees, itself included. Set only when it is the same in every layer."""
     enable_prefix_caching: bool = True
+    max_steps_ahead: int = 0
+    """Steps that may be in flight when another one is scheduled."""
 
 
 class EngineCore:
-    """Runs requests, one step at a time."""
+    """Runs requests, step by step."""
 
     def __init__(self, config: EngineCoreConfig, runner: Runner) -> None:
         kv_cache = KVCacheManager(
@@ -44,44 +51,66 @@ class EngineCore:
         )
         self._scheduler = Scheduler(config.scheduler, kv_cache, config.max_model_len)
         self._runner = runner
+        self._max_steps_ahead = config.max_steps_ahead
+        self._in_flight: deque[tuple[SchedulerOutput, StepHandle]] = deque()
+        self._is_stalled = False
         self._pending_outputs: list[RequestOutput] = []
 
     @property
     def has_unfinished(self) -> bool:
         """Whether `step` has anything to do: requests to run, outputs to return, or removals to tell the runner."""
-        return self._scheduler.has_unfinished or bool(self._pending_outputs)
+        return self._scheduler.has_unfinished or bool(self._pending_outputs or self._in_flight)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the last `step` found nothing that can be done until something outside has happened (`unblock`)."""
+        return self._is_stalled
 
     @property
     def unfinished_request_ids(self) -> list[str]:
         """Requests whose end has not been returned by `step`. Right even after the runner has raised."""
         return self._scheduler.request_ids + [output.request_id for output in self._pending_outputs]
 
-    def add_request(self, request: EngineRequest) -> None:
-        """Take a request. One that can never run ends at the next step, with an error that says why."""
+    def add_request(self, request: EngineRequest, blockers: Collection[str] = ()) -> None:
+        """Take a request; one that can never run ends at the next step, with an error that says why.
+
+        Args:
+            blockers: what has to be there before it can run, each to be told to `unblock`; nobody behind it waits.
+        """
+        self._is_stalled = False
         try:
-            self._scheduler.add_request(request)
+            self._scheduler.add_request(request, blockers)
         except InvalidRequestError as error:
             self._pending_outputs.append(
                 RequestOutput(request_id=request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
             )
 
+    def unblock(self, request_id: str, blocker: str) -> None:
+        """Say that a request need not wait for `blocker` any more."""
+        self._is_stalled = False
+        self._scheduler.unblock(request_id, blocker)
+
     def abort_requests(self, request_ids: list[str]) -> None:
         """End requests, at any moment. Those that were live get an output at the next step; others are ignored."""
+        self._is_stalled = False
         for request_id in self._scheduler.abort_requests(request_ids):
             self._pending_outputs.append(RequestOutput(request_id=request_id, finish_reason=FinishReason.ABORT))
 
     def step(self, now: float) -> list[RequestOutput]:
-        """Run one step. `now` is the Unix time in seconds.
+        """Schedule a step, hand it to the runner, and return what came of the oldest one if enough are in flight.
 
-        The runner is called only when there is something for it to do. Whatever it raises is passed on.
+        `now` is the Unix time in seconds. The runner is called only when there is something for it to do. Whatever it
+        raises is passed on.
         """
-        outputs: list[RequestOutput] = []
         scheduler_output = self._scheduler.schedule(now)
-        if _is_worth_running(scheduler_output):
-            runner_output = self._runner.execute(scheduler_output)
-            outputs = self._scheduler.update_from_output(scheduler_output, runner_output)
-        pending_outputs, self._pending_outputs = self._pending_outputs, []
-        return pending_outputs + outputs
+        if not scheduler_output.is_empty:
+            self._in_flight.append((scheduler_output, self._runner.submit(scheduler_output)))
+        outputs, self._pending_outputs = self._pending_outputs, []
+        self._is_stalled = not (self._in_flight or outputs)
+        if len(self._in_flight) > (0 if scheduler_output.is_empty else self._max_steps_ahead):
+            oldest, handle = self._in_flight.popleft()
+            outputs += self._scheduler.update_from_output(oldest, handle.result())
+        return outputs
 
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()
@@ -93,11 +122,3 @@ class EngineCore:
     def check_integrity(self) -> None:
         """Assert the engine's invariants. Costs as much as there are blocks: for tests and for idle moments."""
         self._scheduler.check_integrity()
-
-
-def _is_worth_running(scheduler_output: SchedulerOutput) -> bool:
-    return bool(
-        scheduler_output.total_num_scheduled_tokens
-        or scheduler_output.removed_request_ids
-        or scheduler_output.block_copies
-    )

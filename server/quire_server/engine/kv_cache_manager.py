@@ -11,16 +11,19 @@ Invariants (checked by `check_integrity`):
 * A block is written by one table. Tables share a block when it is full with the same tokens; or when it is the partial
   last block of a fork, which the child only borrows: it has never been written to, and its first write copies it
   (unless nobody else is left to be disturbed, and the block is then the child's own).
-* Both ends of a block copy are pinned from the moment it is planned until `finish_block_copies`.
+* Both ends of a block copy are pinned from the moment it is planned until `finish_block_copies`, and blocks whose free
+  was deferred until `finish_free`: somebody outside still reads or writes them (a swap, a transfer to another replica).
+* Only tokens that are known name a block: neither drafts, which may be rejected, nor what a step in flight samples.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quire_server.engine.block_pool import ROOT_HASH, BlockPool, ExtraKeys, KVCacheBlock, hash_block
-from quire_server.engine.output import BlockCopy
 from quire_server.engine.request import Request
+from quire_server.engine.step import BlockCopy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,12 @@ class CachedPrefix:
 
 
 NO_PREFIX = CachedPrefix()
+
+
+class DeferredFree(NamedTuple):
+    """Blocks of a request that has gone, and that somebody outside has not done with yet."""
+
+    blocks: Sequence[KVCacheBlock]
 
 
 @dataclass(slots=True)
@@ -112,6 +121,12 @@ class KVCacheManager:
         num_needed = max(0, self._max_held_blocks(request.num_tokens) - num_held) + self._num_revived(prefix)
         return num_needed + num_reserved_blocks <= self._pool.num_free
 
+    def fits_beside(self, request: Request, others: Iterable[Request], num_reserved_blocks: int) -> bool:
+        """Say whether all of a waiting request's tokens would fit if nobody but `others` held blocks."""
+        num_held = sum(len(self._tables[other.request_id].live_blocks) for other in others)
+        num_unavailable = num_held + num_reserved_blocks + self._pool.num_pins
+        return self._max_held_blocks(request.num_tokens) + num_unavailable <= self._pool.num_total
+
     # Allocation
 
     def find_cached_prefix(self, request: Request) -> CachedPrefix:
@@ -157,12 +172,12 @@ class KVCacheManager:
         return [block.block_id for block in new_blocks]
 
     def cache_full_blocks(self, request: Request) -> None:
-        """Offer the blocks that `num_computed_tokens` has filled to the prefix cache.
+        """Offer the blocks that computed and known tokens fill to the prefix cache.
 
         To be called only when nothing can stop the step that computes them any more.
         """
         table = self._tables[request.request_id]
-        num_full_blocks = request.num_computed_tokens // self._block_size
+        num_full_blocks = min(request.num_computed_tokens, request.num_tokens) // self._block_size
         if num_full_blocks <= table.num_cached_blocks or not (self._enable_prefix_caching and table.is_cacheable):
             return
         self._extend_hashes(request, num_full_blocks)
@@ -179,6 +194,20 @@ class KVCacheManager:
         table = self._tables.pop(request.request_id, None)
         if table is not None:
             self._pool.free(reversed(table.live_blocks))
+
+    def defer_free(self, request: Request) -> DeferredFree:
+        """Take a request's table away, but keep its blocks until `finish_free`. What they hold can still be hit."""
+        table = self._tables.pop(request.request_id, None)
+        blocks = [] if table is None else table.live_blocks
+        for block in blocks:
+            self._pool.pin(block)
+        self._pool.free(blocks)
+        return DeferredFree(blocks)
+
+    def finish_free(self, deferred: DeferredFree) -> None:
+        """Take back blocks that nobody outside uses any more."""
+        for block in reversed(deferred.blocks):
+            self._pool.unpin(block.block_id)
 
     def reset_prefix_cache(self) -> None:
         """Let no request find what was computed before now.

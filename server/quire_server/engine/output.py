@@ -1,69 +1,11 @@
-"""What crosses the seams of a step: scheduler → runner, runner → scheduler, engine → API process.
+"""What leaves the engine: what a step added to each request, and how the engine is doing.
 
-Plain data, torch-free, encodable with msgpack, so that a step can be broadcast to several workers later.
+Plain data, torch-free, encodable with msgpack. What a step is made of, between scheduler and runner, is in `step`.
 """
-
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import msgspec
 
 from quire_server.engine.request import FinishReason
-from quire_server.sampling_params import SamplingParams
-
-
-class BlockCopy(NamedTuple):
-    """Copy one block's KV, in every layer, before the step's model runs. Both ends stay pinned until it has run."""
-
-    src: int
-    dst: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRequestData:
-    """A request that enters the running batch: new, or resumed after preemption (which is an end and a new start)."""
-
-    request_id: str
-    token_ids: Sequence[int]
-    """Every token known so far: the prompt, and after a preemption the output too."""
-    num_prompt_tokens: int
-    sampling_params: SamplingParams
-    eos_token_ids: tuple[int, ...]
-    block_ids: Sequence[int]
-    num_computed_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningRequestData:
-    """What changed for a request that the runner already knows."""
-
-    request_id: str
-    new_block_ids: Sequence[int]
-    """Blocks to append to its block table."""
-    num_computed_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerOutput:
-    """One step's work. Order of execution: removals, block movement, additions, the model, sampling.
-
-    A request may read a block that another request of the same step fills (two prompts with a common prefix that come
-    together): in every layer, all keys and values are written before any are read.
-    """
-
-    new_requests: Sequence[NewRequestData] = ()
-    running_requests: Sequence[RunningRequestData] = ()
-    num_scheduled_tokens: Mapping[str, int] = field(default_factory=dict)
-    """Tokens to compute per request: the ones right after its `num_computed_tokens`."""
-    total_num_scheduled_tokens: int = 0
-    removed_request_ids: Sequence[str] = ()
-    """Requests whose runner state goes: finished, aborted or preempted since the last step."""
-    block_copies: Sequence[BlockCopy] = ()
-    swap_out: Sequence[BlockCopy] = ()
-    """Device block → host block."""
-    swap_in: Sequence[BlockCopy] = ()
-    """Host block → device block."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -75,23 +17,6 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """1 for the most likely token."""
     top: list[tuple[int, float]] = []
     """The most likely tokens, best first; as many as were asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunnerOutput:
-    """What one step made. A request whose prompt is not finished yet has no entry in `sampled_token_ids`."""
-
-    sampled_token_ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    logprobs: Mapping[str, Sequence[TokenLogprobs]] = field(default_factory=dict)
-    """One per sampled token, for requests that asked."""
-    prompt_logprobs: Mapping[str, Sequence[TokenLogprobs]] = field(default_factory=dict)
-    """For the prompt positions computed in this step (position p says how likely token p + 1 was)."""
-
-
-class Runner(Protocol):
-    """What executes a step: the model runner in this process, or (later) an executor over several."""
-
-    def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput: ...
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,5 +1,6 @@
 """A request as the engine sees it: token ids in, token ids out. No text, no torch, no clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -26,9 +27,12 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestStatus(StrEnum):
+    """Where a request is; BLOCKED: it cannot run yet, whatever room there is (see `Request.blockers`)."""
+
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"
+    BLOCKED = "blocked"
     FINISHED = "finished"
 
 
@@ -41,7 +45,7 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Request:
     """Scheduler state of one request. Owned and mutated by the scheduler alone."""
 
@@ -56,8 +60,20 @@ class Request:
     token_ids: list[int]
     """Prompt followed by output; append-only."""
     status: RequestStatus = RequestStatus.WAITING
+    sequence_number: int = 0
+    """Counts the requests in the order in which the scheduler took them."""
+    epoch: int = 0
+    """Its present stay in the running batch; a step of another one says nothing about it any more."""
+    blockers: set[str] = field(default_factory=set)
+    """What it waits for before it may be admitted at all, such as an adapter that loads."""
     num_computed_tokens: int = 0
-    """Tokens whose KV is in the cache, or will be after the step in flight."""
+    """Tokens whose KV is in the cache, or will be after the steps in flight; drafts that they try are counted in."""
+    num_pending_tokens: int = 0
+    """Most tokens that the steps in flight will add to `token_ids`."""
+    has_drafts_in_flight: bool = False
+    """A step in flight tries drafts, so that nobody knows where the next one would begin."""
+    draft_token_ids: Sequence[int] = ()
+    """Guesses for the next step to try."""
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
     num_preemptions: int = 0
@@ -65,7 +81,7 @@ class Request:
     stop_reason: int | None = None
     """The stop token id, where one other than end-of-sequence ended it."""
     scheduled_time: float | None = None
-    """Unix time of the first step that included it; set by the engine core."""
+    """Unix time of the first step that included it."""
     num_sent_prompt_logprobs: int = 0
     """Prompt positions whose log-probabilities have been sent; a preempted request computes them again."""
     block_hashes: list[BlockHash] = field(default_factory=list)

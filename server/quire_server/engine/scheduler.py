@@ -1,29 +1,42 @@
 """Which requests get how many tokens in the next step, and what a step's tokens mean for them.
 
-Owns every live request, the waiting queue and the running list. Asks the KV cache manager for room and does not know
-how blocks are kept; does not know the runner, nor what time it is (`now` is an argument).
+Owns every live request, the waiting queue, the running list and those that are blocked. Asks the KV cache manager for
+room and does not know how blocks are kept; does not know the runner, nor what time it is (`now` is an argument).
 
-There are no phases. `num_computed_tokens` of each request chases its `num_tokens`; a step hands out one token budget,
-to running requests first and then to waiting ones. A prompt, a chunk of one, a decode and a recomputation are the same.
+There are no phases. `num_computed_tokens` of each request chases its tokens; a step hands out one token budget, to
+running requests first and then to waiting ones. A prompt, a chunk of one, a decode and a recomputation are the same.
+Under the priority policy the budget goes by priority alone: a waiting request goes before the running ones that it
+outranks, and takes seats and blocks from them where it must.
+
+Steps may be scheduled before the results of earlier ones are there: each carries all that `update_from_output` needs,
+and results come in the order of the steps.
 
 Invariants:
-* A live request is in exactly one place: the waiting queue (waiting, preempted) or the running list (running).
+* A live request is in exactly one place: the waiting queue (waiting, preempted), the running list (running), or among
+  the blocked. Nobody waits for a blocked request.
 * Tokens scheduled in a step ≤ max_num_batched_tokens; running requests ≤ max_num_seqs.
-* `num_computed_tokens` is advanced when a step is scheduled, and only ever falls back, to 0, by preemption.
+* `num_computed_tokens` is advanced when a step is scheduled. It falls back to 0 by preemption, and by as many tokens as
+  drafts were wrong when their step ends.
 * What was let in fits alone, so the first of the running (FCFS) or the best of them (priority) always gets its blocks:
-  as long as there are live requests, every step schedules at least one token.
+  with no step in flight, a step schedules at least one token as long as any live request is not blocked.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from itertools import count
 
 from quire_server.config import SchedulerConfig
-from quire_server.engine.finish import Finish, find_finish
+from quire_server.engine.admission import refuse_if_impossible
+from quire_server.engine.finish import Finish
 from quire_server.engine.kv_cache_manager import NO_PREFIX, CachedPrefix, KVCacheManager
-from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput, SchedulerStats, TokenLogprobs
+from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.progress import build_output, record_progress
 from quire_server.engine.request import EngineRequest, FinishReason, Request, RequestStatus
-from quire_server.engine.request_queue import build_request_queue
+from quire_server.engine.request_queue import RequestQueue, rank_by
+from quire_server.engine.shares import Share, ShareRules, share_of_running, share_of_waiting, without_drafts
+from quire_server.engine.step import RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.engine.step_builder import StepBuilder
-from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.errors import InvalidRequestError
 
 _WATERMARK = 0.01
 """Share of blocks that an admission leaves free for running requests to grow into."""
@@ -36,11 +49,15 @@ class Scheduler:
         self._config = config
         self._kv_cache = kv_cache
         self._max_model_len = max_model_len
+        self._rules = ShareRules.from_config(config, max_model_len)
+        self._is_by_priority = config.policy == "priority"
         self._requests: dict[str, Request] = {}
-        self._waiting = build_request_queue(config.policy)
+        self._waiting = RequestQueue(rank_by(config.policy))
         self._running: list[Request] = []
+        self._blocked: dict[str, Request] = {}
         self._removed_request_ids: list[str] = []
-        self._max_chunk = _max_chunk(config)
+        self._sequence_numbers = count()
+        self._epochs = count(1)
         self._num_watermark_blocks = int(_WATERMARK * kv_cache.num_total_blocks)
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
@@ -60,17 +77,40 @@ class Scheduler:
         """Whether there is anything to compute, or the runner still has to hear that a request is gone."""
         return bool(self._requests or self._removed_request_ids)
 
-    def add_request(self, engine_request: EngineRequest) -> None:
+    def add_request(self, engine_request: EngineRequest, blockers: Collection[str] = ()) -> None:
         """Let a request wait for its turn.
+
+        Args:
+            blockers: names of what has to be there first (a grammar, an adapter, KV from elsewhere); the request stands
+                aside until each of them is told to `unblock`.
 
         Raises:
             ContextLengthError: prompt and answer are longer than the model's context.
             InvalidRequestError: the request could never run, or its id is in use.
         """
         request = Request.from_engine_request(engine_request)
-        self._refuse_if_impossible(request)
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"The request id {request.request_id!r} is already in use.", "request_id")
+        refuse_if_impossible(request, self._kv_cache, self._max_model_len)
+        request.sequence_number = next(self._sequence_numbers)
         self._requests[request.request_id] = request
-        self._waiting.add(request)
+        if blockers:
+            request.blockers.update(blockers)
+            request.status = RequestStatus.BLOCKED
+            self._blocked[request.request_id] = request
+        else:
+            self._waiting.add(request)
+
+    def unblock(self, request_id: str, blocker: str) -> None:
+        """Say that a request need not wait for `blocker` any more. One that is gone by now is ignored."""
+        request = self._blocked.get(request_id)
+        if request is None:
+            return
+        request.blockers.discard(blocker)
+        if not request.blockers:
+            del self._blocked[request_id]
+            request.status = RequestStatus.WAITING
+            self._waiting.add(request)
 
     def abort_requests(self, request_ids: Iterable[str]) -> list[str]:
         """End requests at once, wherever they are. Returns the ids of those that were live; others are ignored.
@@ -81,7 +121,9 @@ class Scheduler:
             self._requests[request_id] for request_id in dict.fromkeys(request_ids) if request_id in self._requests
         ]
         for request in aborted:
-            if request.status is not RequestStatus.RUNNING:
+            if request.status is RequestStatus.BLOCKED:
+                del self._blocked[request.request_id]
+            elif request.status is not RequestStatus.RUNNING:
                 self._waiting.remove(request)
             self._finish(request, Finish(FinishReason.ABORT))
         self._forget_finished()
@@ -90,13 +132,16 @@ class Scheduler:
     # A step: schedule, then (once the runner has run) update
 
     def schedule(self, now: float) -> SchedulerOutput:
-        """Choose the next step's work. The caller runs it, then calls `update_from_output`."""
+        """Choose the next step's work. The caller has it run, and calls `update_from_output` in the order of steps."""
         step = StepBuilder(self._config.max_num_batched_tokens)
-        self._schedule_running(step)
-        for request, num_tokens in step.commit_running():
-            self._advance(request, num_tokens)
+        contenders = deque(self._running)
+        if self._is_by_priority:
+            contenders = deque(sorted(contenders, key=lambda request: request.priority))
+            self._schedule_by_priority(step, contenders, now)
+        while contenders and step.token_budget > 0:
+            self._continue(step, contenders.popleft(), contenders)
         if not step.has_preempted:
-            self._schedule_waiting(step, now)
+            self._admit_waiting(step, now)
         removed_request_ids, self._removed_request_ids = self._removed_request_ids, []
         scheduler_output = step.build(removed_request_ids, self._kv_cache.take_block_copies())
         self._step_num_tokens = scheduler_output.total_num_scheduled_tokens
@@ -107,14 +152,19 @@ class Scheduler:
         """Give each request the tokens that the step made for it, and end those that are done."""
         outputs = []
         has_finished = False
-        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
-            request = self._requests.get(request_id)
-            if request is None or request.status is not RequestStatus.RUNNING:
-                continue  # Aborted while the step ran; perhaps its id has been used again since.
-            output = self._update_request(request, num_tokens, runner_output)
+        for share in scheduler_output.scheduled:
+            request = self._requests.get(share.request_id)
+            if request is None or request.epoch != share.epoch:
+                continue  # Aborted or preempted since; perhaps its id has been used again.
+            progress = record_progress(request, share, runner_output, self._max_model_len)
+            if progress.new_token_ids:
+                self._kv_cache.cache_full_blocks(request)
+            output = build_output(request, progress)
             if output is not None:
                 outputs.append(output)
-                has_finished = has_finished or output.finish_reason is not None
+            if progress.finish is not None:
+                self._finish(request, progress.finish)
+                has_finished = True
         if has_finished:
             self._forget_finished()
         self._kv_cache.finish_block_copies(scheduler_output.block_copies)
@@ -128,7 +178,7 @@ class Scheduler:
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_running=len(self._running),
-            num_waiting=len(self._waiting),
+            num_waiting=len(self._waiting) + len(self._blocked),
             kv_cache_usage=self._kv_cache.usage,
             prefix_cache_queries=self._prefix_cache_queries,
             prefix_cache_hits=self._prefix_cache_hits,
@@ -143,85 +193,102 @@ class Scheduler:
         waiting = {request.request_id for request in self._waiting}
         running = {request.request_id for request in self._running}
         assert len(running) == len(self._running) <= self._config.max_num_seqs
-        assert not waiting & running
-        assert waiting | running == self._requests.keys()
+        assert len(waiting) + len(running) + len(self._blocked) == len(self._requests)
+        assert waiting | running | self._blocked.keys() == self._requests.keys()
         assert all(request.status is RequestStatus.RUNNING for request in self._running)
         assert all(request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED) for request in self._waiting)
-        assert all(request.num_computed_tokens == 0 for request in self._waiting)
-        assert all(0 < request.num_computed_tokens <= request.num_tokens for request in self._running)
+        assert all(request.status is RequestStatus.BLOCKED and request.blockers for request in self._blocked.values())
+        assert all(request.num_computed_tokens == request.num_pending_tokens == 0 for request in self._waiting)
+        for request in self._running:
+            assert request.num_pending_tokens >= 0
+            assert 0 < request.num_computed_tokens <= request.num_tokens + request.num_pending_tokens
         if not self._requests:
             assert self._kv_cache.usage == 0.0
 
     # Admission
 
-    def _refuse_if_impossible(self, request: Request) -> None:
-        num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.max_tokens
-        if request.request_id in self._requests:
-            raise InvalidRequestError(f"The request id {request.request_id!r} is already in use.", "request_id")
-        if num_prompt_tokens == 0:
-            raise InvalidRequestError("The prompt is empty: it must have at least one token.", "prompt")
-        if num_prompt_tokens + max_tokens > self._max_model_len:
-            raise ContextLengthError(
-                f"This model's maximum context length is {self._max_model_len} tokens. However, you requested "
-                f"{num_prompt_tokens + max_tokens} tokens ({num_prompt_tokens} in the prompt, {max_tokens} in the "
-                "completion). Please reduce the length of the prompt or of the completion.",
-                "max_tokens" if num_prompt_tokens < self._max_model_len else "prompt",
-            )
-        # The last token sampled is never computed, so it needs no room.
-        if not self._kv_cache.fits_alone(num_prompt_tokens + max(max_tokens - 1, 0)):
-            raise InvalidRequestError(
-                f"The KV cache holds {self._kv_cache.capacity_tokens} tokens, which is less than the "
-                f"{num_prompt_tokens + max_tokens} tokens requested ({num_prompt_tokens} in the prompt, {max_tokens} "
-                "in the completion). Please reduce the length of the prompt or of the completion.",
-                "max_tokens",
-            )
-
-    def _schedule_waiting(self, step: StepBuilder, now: float) -> None:
+    def _admit_waiting(self, step: StepBuilder, now: float) -> None:
         """Admit waiting requests in their order, until one does not fit."""
         if not self._waiting or not self._has_seat(step):
             return
-        num_reserved_blocks = sum(
-            self._kv_cache.num_missing_blocks(request)
-            for request in self._running
-            if request.num_computed_tokens < request.num_tokens
-        )
+        num_reserved_blocks = self._num_reserved_blocks(self._running)
         while self._waiting and self._has_seat(step):
             request = self._waiting.peek()
-            prefix = self._find_cached_prefix(request)
-            num_tokens = self._num_tokens_to_admit(request, prefix, step.token_budget)
-            if num_tokens == 0 or not self._can_admit(request, prefix, num_reserved_blocks):
+            if not self._admit(step, request, num_reserved_blocks, now):
                 break
-            self._admit(step, request, prefix, num_tokens, now)
             num_reserved_blocks += self._kv_cache.num_missing_blocks(request)
+
+    def _schedule_by_priority(self, step: StepBuilder, contenders: deque[Request], now: float) -> None:
+        """Continue running requests, best first, and let waiting ones in before those that they outrank.
+
+        Ends when nobody who waits outranks anybody who is left in `contenders`, or does not fit.
+        """
+        while contenders and step.token_budget > 0 and self._waiting:
+            request = self._waiting.peek()
+            if request.priority >= contenders[-1].priority:
+                return
+            if request.priority < contenders[0].priority:
+                if not self._admit_before(step, request, contenders, now):
+                    return
+            else:
+                self._continue(step, contenders.popleft(), contenders)
+
+    def _admit_before(self, step: StepBuilder, request: Request, contenders: deque[Request], now: float) -> bool:
+        """Admit a waiting request that outranks all contenders; for its room, preempt the worst of them."""
+        behind = {contender.request_id for contender in contenders}
+        ahead = [each for each in self._running if each.request_id not in behind]
+        num_reserved_blocks = self._num_reserved_blocks(ahead)
+        num_watermark_blocks = self._num_watermark_blocks if ahead else 0
+        has_room = self._kv_cache.fits_beside(request, ahead, num_reserved_blocks + num_watermark_blocks)
+        if not has_room or self._first_share(step, request)[1].num_tokens == 0:
+            return False
+        while not (self._has_seat(step) and self._admit(step, request, num_reserved_blocks, now)):
+            if not contenders:
+                return False
+            self._preempt(step, contenders.pop())
+        return True
 
     def _has_seat(self, step: StepBuilder) -> bool:
         return step.token_budget > 0 and len(self._running) < self._config.max_num_seqs
 
-    def _find_cached_prefix(self, request: Request) -> CachedPrefix:
-        if request.sampling_params.prompt_logprobs is not None:
-            return NO_PREFIX  # A position that is not computed has no logits.
-        return self._kv_cache.find_cached_prefix(request)
+    def _num_reserved_blocks(self, requests: Iterable[Request]) -> int:
+        """Return how many blocks requests still need for the tokens that they have."""
+        return sum(
+            self._kv_cache.num_missing_blocks(request)
+            for request in requests
+            if request.num_computed_tokens < request.num_tokens
+        )
 
-    def _can_admit(self, request: Request, prefix: CachedPrefix, num_reserved_blocks: int) -> bool:
-        """Say whether the whole sequence fits beside what the running ones still need for theirs.
+    def _admit(self, step: StepBuilder, request: Request, num_reserved_blocks: int, now: float) -> bool:
+        """Admit the first of the waiting, if its whole sequence fits beside what others still need for theirs.
 
         A prompt that is admitted chunk by chunk would otherwise be preempted, or preempt, halfway.
         """
+        prefix, share = self._first_share(step, request)
         num_watermark_blocks = self._num_watermark_blocks if self._running else 0
-        return self._kv_cache.can_admit(request, prefix, num_reserved_blocks + num_watermark_blocks)
-
-    def _admit(self, step: StepBuilder, request: Request, prefix: CachedPrefix, num_tokens: int, now: float) -> None:
-        block_ids = self._kv_cache.allocate(request, num_tokens, prefix)
+        has_room = self._kv_cache.can_admit(request, prefix, num_reserved_blocks + num_watermark_blocks)
+        if share.num_tokens == 0 or not has_room:
+            return False
+        block_ids = self._kv_cache.allocate(request, share.num_tokens, prefix)
         assert block_ids is not None, "what can be admitted can be allocated"
         self._waiting.pop()
         self._running.append(request)
         request.status = RequestStatus.RUNNING
+        request.epoch = next(self._epochs)
         request.num_computed_tokens = prefix.num_tokens
         if request.scheduled_time is None:
             request.scheduled_time = now
             self._count_prefix_hit(request, prefix)
-        step.add_new(request, num_tokens, block_ids)
-        self._advance(request, num_tokens)
+        step.introduce(request)
+        self._give(step, request, share, block_ids)
+        return True
+
+    def _first_share(self, step: StepBuilder, request: Request) -> tuple[CachedPrefix, Share]:
+        """Return what the cache holds of a waiting request, and what it would get of the rest."""
+        prefix = NO_PREFIX
+        if request.sampling_params.prompt_logprobs is None:  # a position that is not computed has no logits
+            prefix = self._kv_cache.find_cached_prefix(request)
+        return prefix, share_of_waiting(self._rules, request, prefix.num_tokens, step.token_budget)
 
     def _count_prefix_hit(self, request: Request, prefix: CachedPrefix) -> None:
         request.num_cached_tokens = prefix.num_tokens
@@ -231,111 +298,58 @@ class Scheduler:
 
     # Running requests
 
-    def _schedule_running(self, step: StepBuilder) -> None:
-        for request in tuple(self._running):
-            if step.token_budget == 0:
-                break
-            if request.status is not RequestStatus.RUNNING:
-                continue  # Preempted for a request before it.
-            num_tokens = self._num_tokens_to_continue(request, step.token_budget)
-            new_block_ids = self._allocate_or_preempt(step, request, num_tokens)
-            if new_block_ids is not None:
-                step.add_running(request, num_tokens, new_block_ids)
-
-    def _allocate_or_preempt(self, step: StepBuilder, request: Request, num_tokens: int) -> Sequence[int] | None:
-        """Find blocks for a running request, at the cost of others; None if it had itself to give way."""
-        while (new_block_ids := self._kv_cache.allocate(request, num_tokens)) is None:
-            victim = self._choose_victim()
+    def _continue(self, step: StepBuilder, request: Request, behind: deque[Request]) -> None:
+        """Give a running request its next tokens; where blocks are short, at the cost of those behind it."""
+        share = share_of_running(self._rules, request, step.token_budget)
+        if share.num_tokens == 0:
+            return
+        while (new_block_ids := self._kv_cache.allocate(request, share.num_tokens)) is None:
+            if share.draft_token_ids:
+                share = without_drafts(share)
+                continue
+            victim = behind.pop() if behind else request
             self._preempt(step, victim)
             if victim is request:
-                return None
-        return new_block_ids
+                return
+        self._give(step, request, share, new_block_ids)
 
-    def _choose_victim(self) -> Request:
-        """FCFS: the last one admitted. Priority: the worst one, and of equals the last one admitted."""
-        if self._config.policy == "fcfs":
-            return self._running[-1]
-        return max(reversed(self._running), key=lambda request: (request.priority, request.arrival_time))
+    def _give(self, step: StepBuilder, request: Request, share: Share, new_block_ids: Sequence[int]) -> None:
+        """Put a request's share into the step, and count it as computed from now on."""
+        step.add(
+            ScheduledRequest(
+                request_id=request.request_id,
+                epoch=request.epoch,
+                first_position=request.num_computed_tokens,
+                num_tokens=share.num_tokens,
+                num_samples=share.num_samples,
+                draft_token_ids=share.draft_token_ids,
+                new_block_ids=new_block_ids,
+            )
+        )
+        request.num_computed_tokens += share.num_tokens
+        request.num_pending_tokens += share.num_samples
+        request.has_drafts_in_flight = bool(share.draft_token_ids)
+        request.draft_token_ids = ()
+        self._kv_cache.cache_full_blocks(request)
 
     def _preempt(self, step: StepBuilder, victim: Request) -> None:
-        """Take a request's blocks; it will be computed again. To the runner it ends here, and starts anew later."""
-        step.cancel_running(victim)
+        """Take a request's blocks; it will be computed again. To the runner it ends here, and starts anew later.
+
+        What steps in flight still make for it is dropped: it is made again, and the same.
+        """
         step.has_preempted = True
         self._kv_cache.free(victim)
-        victim.num_computed_tokens = 0
+        victim.epoch = next(self._epochs)
+        victim.num_computed_tokens = victim.num_pending_tokens = 0
+        victim.has_drafts_in_flight, victim.draft_token_ids = False, ()
         victim.num_preemptions += 1
         victim.status = RequestStatus.PREEMPTED
         self._running = [request for request in self._running if request is not victim]
         self._removed_request_ids.append(victim.request_id)
-        self._waiting.prepend(victim)
+        self._waiting.add(victim)
         self._num_preemptions += 1
 
-    def _advance(self, request: Request, num_tokens: int) -> None:
-        request.num_computed_tokens += num_tokens
-        self._kv_cache.cache_full_blocks(request)
-
-    # How many tokens
-
-    def _num_tokens_to_continue(self, request: Request, token_budget: int) -> int:
-        num_tokens = request.num_tokens - request.num_computed_tokens
-        return min(num_tokens, self._max_chunk, token_budget)
-
-    def _num_tokens_to_admit(self, request: Request, prefix: CachedPrefix, token_budget: int) -> int:
-        """Return a waiting request's first share; 0: it has to wait for a step with more budget.
-
-        Without chunked prefill a prompt goes whole or waits; one that is longer than any step's budget goes in pieces.
-        """
-        num_tokens = request.num_tokens - prefix.num_tokens
-        is_splittable = self._config.enable_chunked_prefill or num_tokens > self._config.max_num_batched_tokens
-        if num_tokens > token_budget and not is_splittable:
-            return 0
-        return min(num_tokens, self._max_chunk, token_budget)
-
-    # What a step brought
-
-    def _update_request(
-        self, request: Request, num_scheduled_tokens: int, runner_output: RunnerOutput
-    ) -> RequestOutput | None:
-        request_id = request.request_id
-        sampled_token_ids = runner_output.sampled_token_ids.get(request_id, ())
-        is_computed = request.num_computed_tokens == request.num_tokens
-        if bool(sampled_token_ids) != is_computed:
-            raise RuntimeError(
-                f"The runner sampled {len(sampled_token_ids)} tokens for request {request_id}, of which "
-                f"{request.num_computed_tokens} of {request.num_tokens} tokens are computed."
-            )
-        is_first = request.num_output_tokens == 0
-        new_token_ids = self._append_tokens(request, sampled_token_ids)
-        prompt_logprobs: list[TokenLogprobs] = []
-        if request.sampling_params.prompt_logprobs is not None:
-            prompt_logprobs = _take_prompt_logprobs(request, num_scheduled_tokens, runner_output)
-        if not new_token_ids and not prompt_logprobs and request.finish_reason is None:
-            return None
-        return RequestOutput(
-            request_id=request_id,
-            new_token_ids=new_token_ids,
-            logprobs=list(runner_output.logprobs.get(request_id, ())[: len(new_token_ids)]),
-            prompt_logprobs=prompt_logprobs,
-            finish_reason=request.finish_reason,
-            stop_reason=request.stop_reason,
-            num_cached_tokens=request.num_cached_tokens if is_first else 0,
-            scheduled_time=request.scheduled_time if is_first else None,
-        )
-
-    def _append_tokens(self, request: Request, sampled_token_ids: Sequence[int]) -> list[int]:
-        """Append sampled tokens, up to the one that ends the request. Returns those appended."""
-        new_token_ids: list[int] = []
-        for token_id in sampled_token_ids:
-            if request.max_tokens == 0:
-                self._finish(request, Finish(FinishReason.LENGTH))
-                break
-            request.token_ids.append(token_id)
-            new_token_ids.append(token_id)
-            finish = find_finish(request, self._max_model_len)
-            if finish is not None:
-                self._finish(request, finish)
-                break
-        return new_token_ids
+    # Ends
 
     def _finish(self, request: Request, finish: Finish) -> None:
         """End a request. The caller takes it out of its queue (`_forget_finished` for the running ones)."""
@@ -348,21 +362,3 @@ class Scheduler:
 
     def _forget_finished(self) -> None:
         self._running = [request for request in self._running if not request.is_finished]
-
-
-def _max_chunk(config: SchedulerConfig) -> int:
-    """Return the most tokens that one request gets in one step."""
-    if config.enable_chunked_prefill and config.long_prefill_token_threshold > 0:
-        return config.long_prefill_token_threshold
-    return config.max_num_batched_tokens
-
-
-def _take_prompt_logprobs(
-    request: Request, num_scheduled_tokens: int, runner_output: RunnerOutput
-) -> list[TokenLogprobs]:
-    """Return the step's prompt log-probabilities that have not been sent before."""
-    computed = runner_output.prompt_logprobs.get(request.request_id, ())
-    start = request.num_computed_tokens - num_scheduled_tokens
-    new = list(computed[max(0, request.num_sent_prompt_logprobs - start) :])
-    request.num_sent_prompt_logprobs += len(new)
-    return new

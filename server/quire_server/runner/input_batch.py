@@ -8,14 +8,14 @@ Invariants: a request holds one row from `add` to `remove`; `token_ids[row, :num
 `block_table[row, :num_blocks[row]]` its blocks; block tables only grow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from quire_server.engine.output import NewRequestData, RunningRequestData
+from quire_server.engine.step import NewRequestData, ScheduledRequest
 from quire_server.models.attention import AttentionMetadata
 
 IntArray = npt.NDArray[np.int64]
@@ -33,7 +33,9 @@ class InputBatch:
     token_ids: torch.Tensor  # [num_tokens] int64
     positions: torch.Tensor  # [num_tokens] int64
     metadata: AttentionMetadata
-    sampled: IntArray  # [num_sampled] indexes into the requests whose known tokens end in this step
+    sampled: IntArray  # [num_sampled] indexes into the requests that sample a token in this step
+    wants_hidden: bool
+    """Somebody reads the hidden states of positions that sample nothing (log-probabilities of a prompt)."""
 
 
 class BatchState:
@@ -45,8 +47,9 @@ class BatchState:
         self.block_table = np.zeros((max_num_seqs, max_blocks_per_seq), dtype=np.int32)
         self.num_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_prompt_tokens = np.zeros(max_num_seqs, dtype=np.int64)
-        self.num_computed_tokens = np.zeros(max_num_seqs, dtype=np.int64)
         self.num_blocks = np.zeros(max_num_seqs, dtype=np.int64)
+        self.num_prompt_logprobs: dict[int, int] = {}
+        """Row to the number of alternatives, for the requests that ask for their prompts' log-probabilities."""
         self._block_size = block_size  # a power of two
         self._block_shift = block_size.bit_length() - 1
         self._device = device
@@ -60,7 +63,7 @@ class BatchState:
         return self._request_id_to_row[request_id]
 
     def add(self, request: NewRequestData) -> int:
-        """Give the request a row and write what is known of it. Returns the row."""
+        """Give the request a row and write its tokens; blocks come with its share of the step. Returns the row."""
         if request.request_id in self._request_id_to_row:
             raise ValueError(f"request {request.request_id} already has a row")
         row = self._free_rows.pop()
@@ -69,9 +72,9 @@ class BatchState:
         self.token_ids[row, :num_tokens] = request.token_ids
         self.num_tokens[row] = num_tokens
         self.num_prompt_tokens[row] = request.num_prompt_tokens
-        self.num_computed_tokens[row] = request.num_computed_tokens
         self.num_blocks[row] = 0
-        self._append_blocks(row, request.block_ids)
+        if request.sampling_params.prompt_logprobs is not None:
+            self.num_prompt_logprobs[row] = request.sampling_params.prompt_logprobs
         return row
 
     def remove(self, request_id: str) -> int | None:
@@ -79,17 +82,8 @@ class BatchState:
         row = self._request_id_to_row.pop(request_id, None)
         if row is not None:
             self._free_rows.append(row)
+            self.num_prompt_logprobs.pop(row, None)
         return row
-
-    def update(self, running: Sequence[RunningRequestData]) -> None:
-        """Apply what changed for requests that have rows."""
-        if not running:
-            return
-        rows = [self._request_id_to_row[each.request_id] for each in running]
-        self.num_computed_tokens[rows] = [each.num_computed_tokens for each in running]
-        for row, each in zip(rows, running, strict=True):
-            if each.new_block_ids:
-                self._append_blocks(row, each.new_block_ids)
 
     def append_tokens(self, rows: IntArray, token_ids: IntArray) -> None:
         """Record one sampled token for each of the rows."""
@@ -97,14 +91,18 @@ class BatchState:
         self.token_ids[rows, positions] = token_ids
         self.num_tokens[rows] = positions + 1
 
-    def build(self, num_scheduled_tokens: Mapping[str, int]) -> InputBatch:
-        """Gather one step's input: the tokens right after `num_computed_tokens` of each request."""
-        request_ids = list(num_scheduled_tokens)
-        num_seqs = len(request_ids)
+    def build(self, scheduled: Sequence[ScheduledRequest]) -> InputBatch:
+        """Gather one step's input, after taking over the blocks that it brings."""
+        num_seqs = len(scheduled)
+        request_ids = [share.request_id for share in scheduled]
         to_row = self._request_id_to_row
         rows = np.fromiter((to_row[each] for each in request_ids), np.int64, num_seqs)
-        query_lens = np.fromiter(num_scheduled_tokens.values(), np.int64, num_seqs)
-        context_lens = self.num_computed_tokens[rows]
+        for row, share in zip(rows.tolist(), scheduled, strict=True):
+            if share.new_block_ids:
+                self._append_blocks(row, share.new_block_ids)
+        query_lens = np.fromiter((share.num_tokens for share in scheduled), np.int64, num_seqs)
+        context_lens = np.fromiter((share.first_position for share in scheduled), np.int64, num_seqs)
+        num_samples = np.fromiter((share.num_samples for share in scheduled), np.int64, num_seqs)
         seq_lens = context_lens + query_lens
         query_start_loc = np.zeros(num_seqs + 1, dtype=np.int64)
         np.cumsum(query_lens, out=query_start_loc[1:])
@@ -123,8 +121,17 @@ class BatchState:
             token_ids=self._to_device(self.token_ids[token_rows, positions].astype(np.int64)),
             positions=self._to_device(positions),
             metadata=self._build_metadata(rows, seq_lens, query_start_loc, token_rows, positions),
-            sampled=np.flatnonzero(seq_lens == self.num_tokens[rows]),
+            sampled=np.flatnonzero(num_samples),
+            wants_hidden=self._wants_hidden(rows, context_lens),
         )
+
+    def _wants_hidden(self, rows: IntArray, context_lens: IntArray) -> bool:
+        """Say whether a request computes positions of its prompt whose log-probabilities it asked for."""
+        if not self.num_prompt_logprobs:
+            return False
+        asked = self.num_prompt_logprobs.keys()
+        starts = zip(rows.tolist(), context_lens.tolist(), strict=True)
+        return any(row in asked and start < self.num_prompt_tokens[row] - 1 for row, start in starts)
 
     def _build_metadata(
         self, rows: IntArray, seq_lens: IntArray, query_start_loc: IntArray, token_rows: IntArray, positions: IntArray

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from quire_kernels import copy_blocks, swap_blocks
-from quire_server.engine.output import BlockCopy
+from quire_server.engine.step import BlockCopy
 from quire_server.models.attention import KVCache
 from quire_server.models.spec import DecoderSpec
 

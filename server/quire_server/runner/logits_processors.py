@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quire_server.engine.output import NewRequestData
+from quire_server.engine.step import NewRequestData
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]

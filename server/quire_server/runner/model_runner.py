@@ -1,7 +1,8 @@
 """Executes a step: removals, block movement, additions, the model, sampling.
 
-Owns the batch state, the sampler and the KV tensors of one device. Decides nothing: who runs, with how many tokens and
-in which blocks is in the `SchedulerOutput`. One step at a time, from one thread.
+Owns the batch state, the sampler and the KV tensors of one device, and the paths by which the model may run. Decides
+nothing: who runs, with how many tokens and in which blocks is in the `SchedulerOutput`. One step at a time, from one
+thread.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quire_server.engine.output import NewRequestData, RunnerOutput, SchedulerOutput, TokenLogprobs
+from quire_server.engine.output import TokenLogprobs
+from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.models.attention import KVCache
 from quire_server.models.decoder import DecoderModel
+from quire_server.runner.forward_path import EagerPath, ForwardPath
 from quire_server.runner.input_batch import BatchState, InputBatch, IntArray
 from quire_server.runner.kv_cache import move_blocks
 from quire_server.runner.logprobs import build_token_logprobs
 from quire_server.runner.memory import logits_chunk_rows
-from quire_server.runner.recorded_decoder import RecordedDecoder
+from quire_server.runner.recorded_path import RecordedPath
 from quire_server.runner.sampler import Sampler
 
 
@@ -57,19 +60,15 @@ class ModelRunner:
             device=device,
         )
         self._sampler = Sampler(max_num_seqs=config.max_num_seqs, seed=config.seed)
-        self._num_prompt_logprobs: dict[str, int] = {}
-        self._decoder: RecordedDecoder | None = None
-        if device.type == "cpu" and config.enable_recording:
-            self._decoder = RecordedDecoder(
-                model,
-                kv_caches,
-                max_num_seqs=config.max_num_seqs,
-                max_blocks_per_seq=-(-config.max_model_len // config.block_size),
-            )
+        self._paths = _build_paths(model, kv_caches, config, device)
+
+    def submit(self, scheduler_output: SchedulerOutput) -> CompletedStep:
+        """Run one step: the result is simply there."""
+        return CompletedStep(self.execute(scheduler_output))
 
     @torch.inference_mode()
     def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
-        """Run one step and return the tokens of the requests whose known tokens end in it."""
+        """Run one step and return the tokens of the requests that sample in it."""
         for request_id in scheduler_output.removed_request_ids:
             self._remove(request_id)
         if scheduler_output.block_copies or scheduler_output.swap_out or scheduler_output.swap_in:
@@ -81,31 +80,23 @@ class ModelRunner:
                 swap_in=scheduler_output.swap_in,
             )
         for request in scheduler_output.new_requests:
-            self._add(request)
-        self._state.update(scheduler_output.running_requests)
-        if not scheduler_output.num_scheduled_tokens:
+            self._sampler.add(self._state.add(request), request)
+        if not scheduler_output.scheduled:
             return RunnerOutput()
-        batch = self._state.build(scheduler_output.num_scheduled_tokens)
-        if self._decoder is not None and not self._num_prompt_logprobs and self._decoder.takes(batch):
-            return self._sample(batch, self._decoder.run(batch), {})
-        hidden = self._model.forward(batch.token_ids, batch.positions, batch.metadata, self._kv_caches)
-        prompt_logprobs = self._build_prompt_logprobs(batch, hidden) if self._num_prompt_logprobs else {}
-        if not batch.sampled.size:
+        batch = self._state.build(scheduler_output.scheduled)
+        path = next(path for path in self._paths if path.takes(batch))
+        output = path.run(batch)
+        prompt_logprobs: dict[str, Sequence[TokenLogprobs]] = {}
+        if batch.wants_hidden and output.hidden is not None:
+            prompt_logprobs = self._build_prompt_logprobs(batch, output.hidden)
+        if output.logits is None:
             return RunnerOutput(prompt_logprobs=prompt_logprobs)
-        last = self._index(batch.query_start_loc[batch.sampled + 1] - 1)
-        return self._sample(batch, self._model.compute_logits(hidden[last]), prompt_logprobs)
-
-    def _add(self, request: NewRequestData) -> None:
-        row = self._state.add(request)
-        self._sampler.add(row, request)
-        if request.sampling_params.prompt_logprobs is not None:
-            self._num_prompt_logprobs[request.request_id] = request.sampling_params.prompt_logprobs
+        return self._sample(batch, output.logits, prompt_logprobs)
 
     def _remove(self, request_id: str) -> None:
         row = self._state.remove(request_id)
         if row is not None:
             self._sampler.remove(row)
-            self._num_prompt_logprobs.pop(request_id, None)
 
     def _sample(
         self, batch: InputBatch, logits: torch.Tensor, prompt_logprobs: dict[str, Sequence[TokenLogprobs]]
@@ -128,10 +119,10 @@ class ModelRunner:
         """For the requests that asked: how likely each prompt token was after the position before it."""
         result: dict[str, Sequence[TokenLogprobs]] = {}
         for index, request_id in enumerate(batch.request_ids):
-            num_top = self._num_prompt_logprobs.get(request_id)
+            row = int(batch.rows[index])
+            num_top = self._state.num_prompt_logprobs.get(row)
             if num_top is None:
                 continue
-            row = batch.rows[index]
             first = int(batch.context_lens[index])
             num_positions = min(int(batch.query_lens[index]), int(self._state.num_prompt_tokens[row]) - 1 - first)
             if num_positions > 0:
@@ -151,3 +142,15 @@ class ModelRunner:
 
     def _index(self, array: IntArray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _build_paths(
+    model: DecoderModel, kv_caches: list[KVCache], config: RunnerConfig, device: torch.device
+) -> tuple[ForwardPath, ...]:
+    """The ways to run a step on this device, the fastest first; the last one takes any step."""
+    eager = EagerPath(model, kv_caches)
+    if device.type != "cpu" or not config.enable_recording:
+        return (eager,)
+    max_blocks_per_seq = -(-config.max_model_len // config.block_size)
+    recorded = RecordedPath(model, kv_caches, max_num_seqs=config.max_num_seqs, max_blocks_per_seq=max_blocks_per_seq)
+    return (recorded, eager)

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from quire_kernels import sample_tokens
-from quire_server.engine.output import NewRequestData, TokenLogprobs
+from quire_server.engine.output import TokenLogprobs
+from quire_server.engine.step import NewRequestData
 from quire_server.runner.input_batch import IntArray
 from quire_server.runner.logits_processors import AllowedTokens, LogitBias, LogitsProcessor, MinTokens, Penalties
 from quire_server.runner.logprobs import build_token_logprobs

@@ -7,7 +7,7 @@ before memory is taken for it.
 import ctypes
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,7 @@ from quire_kernels import backend_summary
 from quire_server.config import EngineConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.messages import EngineProgress, EngineReady
-from quire_server.engine.output import NewRequestData, RunningRequestData, SchedulerOutput
+from quire_server.engine.step import NewRequestData, ScheduledRequest, SchedulerOutput
 from quire_server.errors import ConfigError
 from quire_server.host_limits import available_memory_bytes, usable_cpu_count
 from quire_server.models.decoder import DecoderModel
@@ -110,26 +110,33 @@ def warm_up(runner: ModelRunner, plan: KVCachePlan) -> None:
     num_tokens = min(_NUM_WARM_UP_TOKENS, plan.max_model_len - 1)
     if num_tokens == 0:
         return
-    block_ids = [1] * (num_tokens // plan.block_size + 1)
     request = NewRequestData(
         request_id="warm-up",
         token_ids=[0] * num_tokens,
         num_prompt_tokens=num_tokens,
         sampling_params=SamplingParams(seed=0),
         eos_token_ids=(),
-        block_ids=block_ids,
-        num_computed_tokens=0,
     )
-    running = RunningRequestData(request_id="warm-up", new_block_ids=(), num_computed_tokens=num_tokens)
-    runner.execute(
-        SchedulerOutput(
-            new_requests=[request], num_scheduled_tokens={"warm-up": num_tokens}, total_num_scheduled_tokens=num_tokens
-        )
+    block_ids = [1] * (num_tokens // plan.block_size + 1)
+    prefill = _warm_up_share(first_position=0, num_tokens=num_tokens, new_block_ids=block_ids)
+    decode = _warm_up_share(first_position=num_tokens, num_tokens=1)
+    for step in (
+        SchedulerOutput(scheduled=[prefill], new_requests=[request]),
+        SchedulerOutput(scheduled=[decode]),
+        SchedulerOutput(removed_request_ids=["warm-up"]),
+    ):
+        runner.submit(step).result()
+
+
+def _warm_up_share(*, first_position: int, num_tokens: int, new_block_ids: Sequence[int] = ()) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id="warm-up",
+        epoch=0,
+        first_position=first_position,
+        num_tokens=num_tokens,
+        num_samples=1,
+        new_block_ids=new_block_ids,
     )
-    runner.execute(
-        SchedulerOutput(running_requests=[running], num_scheduled_tokens={"warm-up": 1}, total_num_scheduled_tokens=1)
-    )
-    runner.execute(SchedulerOutput(removed_request_ids=["warm-up"]))
 
 
 def _choose_device(config: EngineConfig) -> torch.device:

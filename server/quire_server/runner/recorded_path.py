@@ -1,7 +1,7 @@
 """Decode steps, recorded once per batch size and replayed: the host's share of a step becomes one call.
 
 Owns the recordings, their inputs' memory and their workspace. A step is taken if each of its requests computes one
-token and samples the next. On a CPU with native kernels; a model that cannot be recorded is run as it is.
+token and samples the next. On a CPU with native kernels; a model that cannot be recorded is not taken from then on.
 """
 
 import logging
@@ -12,13 +12,14 @@ import torch
 from quire_kernels.recording import NotRecordableError, Recording, Workspace, record
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
+from quire_server.runner.forward_path import ForwardOutput
 from quire_server.runner.input_batch import InputBatch
 
 logger = logging.getLogger(__name__)
 
 
-class RecordedDecoder:
-    """Makes the logits of decode steps. One step at a time; the logits are valid until the next one."""
+class RecordedPath:
+    """A `ForwardPath` for decode steps. One step at a time."""
 
     def __init__(
         self, model: DecoderModel, kv_caches: Sequence[KVCache], *, max_num_seqs: int, max_blocks_per_seq: int
@@ -39,12 +40,11 @@ class RecordedDecoder:
         self._query_start_loc = torch.arange(max_num_seqs + 1, dtype=torch.int32)
 
     def takes(self, batch: InputBatch) -> bool:
-        """Say whether `run` can make the logits of this step."""
         num_seqs = len(batch.request_ids)
-        return self._is_recordable and len(batch.token_ids) == len(batch.sampled) == num_seqs
+        is_decode = len(batch.token_ids) == len(batch.sampled) == num_seqs
+        return self._is_recordable and is_decode and not batch.wants_hidden
 
-    def run(self, batch: InputBatch) -> torch.Tensor:  # [num_seqs, vocab_size] float32
-        """Make the logits of all requests."""
+    def run(self, batch: InputBatch) -> ForwardOutput:
         num_seqs, metadata = len(batch.request_ids), batch.metadata
         num_blocks = metadata.block_table.shape[1]
         self._token_ids[:num_seqs] = batch.token_ids
@@ -55,9 +55,9 @@ class RecordedDecoder:
         self._follow_position_table(metadata.max_seq_len or 0)
         recording = self._num_seqs_to_recording.get(num_seqs)
         if recording is None:
-            return self._record(num_seqs)
+            return ForwardOutput(logits=self._record(num_seqs))
         self.num_replays += 1
-        return recording.replay()
+        return ForwardOutput(logits=recording.replay())
 
     def _follow_position_table(self, num_positions: int) -> None:
         """Recordings have the table's address, so they end with it."""
