@@ -21,12 +21,14 @@ from quire_kernels.build import library_path
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
-from quire_server.engine.output import NewRequestData, RunningRequestData, SchedulerOutput, SchedulerStats
+from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason, Request
+from quire_server.engine.step import NewRequestData, ScheduledRequest, SchedulerOutput
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.runner.kv_cache import allocate_kv_caches
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
+from quire_server.runner.recorded_path import RecordedPath
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
@@ -136,7 +138,7 @@ class Case:
     def is_short(self) -> bool:
         return self.num_cached_tokens < 200
 
-    def build_core(self, model: DecoderModel, sliding_window: int | None) -> EngineCore:
+    def build_core(self, model: DecoderModel, sliding_window: int | None, *, max_steps_ahead: int = 0) -> EngineCore:
         num_tokens = self.num_cached_tokens if sliding_window is None else self.num_cached_tokens_with_window
         num_blocks = num_tokens // self.block_size + 1
         config = EngineCoreConfig(
@@ -150,6 +152,7 @@ class Case:
             block_size=self.block_size,
             sliding_window=sliding_window,
             enable_prefix_caching=self.enable_prefix_caching,
+            max_steps_ahead=max_steps_ahead,
         )
         runner = build_runner(model, num_blocks=num_blocks, block_size=self.block_size, max_num_seqs=self.max_num_seqs)
         return EngineCore(config, runner)
@@ -244,17 +247,18 @@ def run(core: EngineCore, requests: Sequence[EngineRequest]) -> tuple[dict[str, 
 def num_replays(core: EngineCore) -> int:
     runner = core._runner
     assert isinstance(runner, ModelRunner)
-    assert runner._decoder is not None
-    return runner._decoder.num_replays
+    (recorded,) = [path for path in runner._paths if isinstance(path, RecordedPath)]
+    return recorded.num_replays
 
 
+@pytest.mark.parametrize("max_steps_ahead", [0, 1, 2])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_the_engine_says_what_the_naive_loop_says(
-    name: str, case: Case, backend: str, load: Load, oracles: dict[str, Oracle]
+    name: str, case: Case, max_steps_ahead: int, backend: str, load: Load, oracles: dict[str, Oracle]
 ) -> None:
     oracle = oracles[name]
-    core = case.build_core(load(name), oracle.sliding_window)
+    core = case.build_core(load(name), oracle.sliding_window, max_steps_ahead=max_steps_ahead)
     tokens, stats = run(core, requests_of(greedy))
     expected = {f"r{index}": oracle.answer(prompt, NUM_OUTPUT_TOKENS[index]) for index, prompt in enumerate(PROMPTS)}
     assert tokens == expected
@@ -265,12 +269,13 @@ def test_the_engine_says_what_the_naive_loop_says(
         assert stats.num_steps > max(NUM_OUTPUT_TOKENS)  # prompts went in pieces
 
 
+@pytest.mark.parametrize("max_steps_ahead", [0, 1, 2])
 @pytest.mark.parametrize("case", [CASES[0], CASES[3], CASES[4]], ids=repr)
-def test_sampling_survives_preemption_and_company(case: Case, load: Load) -> None:
+def test_sampling_survives_preemption_and_company(case: Case, max_steps_ahead: int, load: Load) -> None:
     """The same requests, each alone in a roomy engine and all together in one that is short of everything."""
     model = load("llama")
     requests = requests_of(sampled)
-    tokens, stats = run(case.build_core(model, None), requests)
+    tokens, stats = run(case.build_core(model, None, max_steps_ahead=max_steps_ahead), requests)
     assert stats.num_preemptions > 0
     alone: dict[str, list[int]] = {}
     for request in requests:
@@ -342,48 +347,42 @@ class ForkedRun:
         return child
 
     def step(self, requests: Sequence[Request]) -> None:
-        new, running, scheduled = [], [], {}
+        new, shares = [], []
         for request in requests:
             count = request.num_tokens - request.num_computed_tokens
             block_ids = self.manager.allocate(request, count)
             assert block_ids is not None
-            scheduled[request.request_id] = count
-            if request.request_id in self._known:
-                running.append(
-                    RunningRequestData(
-                        request_id=request.request_id,
-                        new_block_ids=block_ids,
-                        num_computed_tokens=request.num_computed_tokens,
-                    )
-                )
-            else:
+            if request.request_id not in self._known:
                 self._known.add(request.request_id)
-                new.append(self._describe(request))
+                new.append(describe(request))
+                block_ids = self.manager.block_ids(request)
+            shares.append(
+                ScheduledRequest(
+                    request_id=request.request_id,
+                    epoch=0,
+                    first_position=request.num_computed_tokens,
+                    num_tokens=count,
+                    num_samples=1,
+                    new_block_ids=block_ids,
+                )
+            )
         copies = self.manager.take_block_copies()
         self.num_block_copies += len(copies)
-        output = self._runner.execute(
-            SchedulerOutput(
-                new_requests=new,
-                running_requests=running,
-                num_scheduled_tokens=scheduled,
-                total_num_scheduled_tokens=sum(scheduled.values()),
-                block_copies=copies,
-            )
-        )
+        step = SchedulerOutput(scheduled=shares, new_requests=new, block_copies=copies)
+        output = self._runner.submit(step).result()
         self.manager.finish_block_copies(copies)
-        for request in requests:
-            request.num_computed_tokens += scheduled[request.request_id]
+        for request, share in zip(requests, shares, strict=True):
+            request.num_computed_tokens += share.num_tokens
             self.manager.cache_full_blocks(request)
             request.token_ids += output.sampled_token_ids[request.request_id]
         self.manager.check_integrity()
 
-    def _describe(self, request: Request) -> NewRequestData:
-        return NewRequestData(
-            request_id=request.request_id,
-            token_ids=request.token_ids,
-            num_prompt_tokens=request.num_prompt_tokens,
-            sampling_params=request.sampling_params,
-            eos_token_ids=(),
-            block_ids=self.manager.block_ids(request),
-            num_computed_tokens=request.num_computed_tokens,
-        )
+
+def describe(request: Request) -> NewRequestData:
+    return NewRequestData(
+        request_id=request.request_id,
+        token_ids=request.token_ids,
+        num_prompt_tokens=request.num_prompt_tokens,
+        sampling_params=request.sampling_params,
+        eos_token_ids=(),
+    )

@@ -105,12 +105,13 @@ class EngineCore:
         scheduler_output = self._scheduler.schedule(now)
         if not scheduler_output.is_empty:
             self._in_flight.append((scheduler_output, self._runner.submit(scheduler_output)))
-        outputs, self._pending_outputs = self._pending_outputs, []
-        self._is_stalled = not (self._in_flight or outputs)
+        self._is_stalled = not (self._in_flight or self._pending_outputs)
+        outputs: list[RequestOutput] = []
         if len(self._in_flight) > (0 if scheduler_output.is_empty else self._max_steps_ahead):
             oldest, handle = self._in_flight.popleft()
-            outputs += self._scheduler.update_from_output(oldest, handle.result())
-        return outputs
+            outputs = self._scheduler.update_from_output(oldest, handle.result())
+        pending_outputs, self._pending_outputs = self._pending_outputs, []
+        return pending_outputs + outputs
 
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()

@@ -181,7 +181,8 @@ class KVCacheManager:
         if num_full_blocks <= table.num_cached_blocks or not (self._enable_prefix_caching and table.is_cacheable):
             return
         self._extend_hashes(request, num_full_blocks)
-        for index in range(table.num_cached_blocks, num_full_blocks):
+        # A block may leave the window before the last of its tokens is known.
+        for index in range(max(table.num_cached_blocks, table.num_null_blocks), num_full_blocks):
             self._pool.cache(table.blocks[index], request.block_hashes[index])
         table.num_cached_blocks = num_full_blocks
 

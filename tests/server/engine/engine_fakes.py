@@ -8,19 +8,14 @@ each changes every token that follows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
-from quire_server.engine.output import (
-    NewRequestData,
-    RequestOutput,
-    RunnerOutput,
-    RunningRequestData,
-    SchedulerOutput,
-    TokenLogprobs,
-)
+from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.scheduler import Scheduler
+from quire_server.engine.step import CompletedStep, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.sampling_params import SamplingParams
 
 VOCAB_SIZE = 11
@@ -45,8 +40,9 @@ class _RunnerRequest:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling_params: SamplingParams
-    block_table: list[int]
-    num_computed_tokens: int
+    block_table: list[int] = field(default_factory=list)
+    num_computed_tokens: int | None = None
+    """None: its first share says how many the cache has."""
 
 
 @dataclass
@@ -55,11 +51,16 @@ class FakeRunner:
     block_size: int
     sliding_window: int | None = None
     weights: int = 0
+    num_drafts: int = 0
+    """Tokens that it guesses ahead; some of them wrong."""
     requests: dict[str, _RunnerRequest] = field(default_factory=dict)
     steps: list[SchedulerOutput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.kv: list[list[int | None]] = [[None] * self.block_size for _ in range(self.num_blocks)]
+
+    def submit(self, scheduler_output: SchedulerOutput) -> CompletedStep:
+        return CompletedStep(self.execute(scheduler_output))
 
     def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
         self.steps.append(scheduler_output)
@@ -68,13 +69,12 @@ class FakeRunner:
         self._copy_blocks(scheduler_output)
         for new in scheduler_output.new_requests:
             self._add(new)
-        for running in scheduler_output.running_requests:
-            self._continue(running)
-        scheduled = scheduler_output.num_scheduled_tokens
-        assert sum(scheduled.values()) == scheduler_output.total_num_scheduled_tokens
-        named = [r.request_id for r in [*scheduler_output.running_requests, *scheduler_output.new_requests]]
-        assert sorted(named) == sorted(scheduled)
-        return self._compute(scheduled)
+        named = [share.request_id for share in scheduler_output.scheduled]
+        assert len(set(named)) == len(named)
+        assert {new.request_id for new in scheduler_output.new_requests} <= set(named)
+        for share in scheduler_output.scheduled:
+            self.requests[share.request_id].block_table += share.new_block_ids
+        return self._compute(scheduler_output.scheduled)
 
     def _copy_blocks(self, scheduler_output: SchedulerOutput) -> None:
         sources = {block_copy.src for block_copy in scheduler_output.block_copies}
@@ -90,42 +90,66 @@ class FakeRunner:
             token_ids=list(new.token_ids),
             num_prompt_tokens=new.num_prompt_tokens,
             sampling_params=new.sampling_params,
-            block_table=list(new.block_ids),
-            num_computed_tokens=new.num_computed_tokens,
         )
 
-    def _continue(self, running: RunningRequestData) -> None:
-        request = self.requests[running.request_id]
-        assert running.num_computed_tokens == request.num_computed_tokens
-        request.block_table += running.new_block_ids
-
-    def _compute(self, num_scheduled_tokens: Mapping[str, int]) -> RunnerOutput:
+    def _compute(self, scheduled: Sequence[ScheduledRequest]) -> RunnerOutput:
         sampled: dict[str, list[int]] = {}
         logprobs: dict[str, list[TokenLogprobs]] = {}
         prompt_logprobs: dict[str, list[TokenLogprobs]] = {}
-        for request_id, num_tokens in num_scheduled_tokens.items():
-            request = self.requests[request_id]
-            assert num_tokens > 0
-            values = [self._compute_next(request) for _ in range(num_tokens)]
+        drafts: dict[str, list[int]] = {}
+        for share in scheduled:
+            request_id, request = share.request_id, self.requests[share.request_id]
+            values = self._compute_share(request, share)
             if request.sampling_params.prompt_logprobs is not None:
-                prompt_logprobs[request_id] = self._prompt_logprobs(request, values)
-            if request.num_computed_tokens == len(request.token_ids):
-                token_id = sample(values[-1])
-                request.token_ids.append(token_id)
-                sampled[request_id] = [token_id]
+                prompt_logprobs[request_id] = self._prompt_logprobs(request, share.first_position, values)
+            if share.num_samples:
+                tried = values[len(values) - share.num_samples :]
+                sampled[request_id] = accept(tried, share.draft_token_ids)
+                request.token_ids += sampled[request_id]
+                request.num_computed_tokens = len(request.token_ids) - 1
                 if request.sampling_params.logprobs is not None:
-                    logprobs[request_id] = [token_logprobs(token_id, values[-1])]
-        return RunnerOutput(sampled_token_ids=sampled, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+                    pairs = zip(sampled[request_id], tried, strict=False)
+                    logprobs[request_id] = [token_logprobs(token_id, value) for token_id, value in pairs]
+                drafts[request_id] = self._guess(request)
+        return RunnerOutput(
+            sampled_token_ids=sampled, logprobs=logprobs, prompt_logprobs=prompt_logprobs, draft_token_ids=drafts
+        )
 
-    def _compute_next(self, request: _RunnerRequest) -> int:
-        position = request.num_computed_tokens
+    def _compute_share(self, request: _RunnerRequest, share: ScheduledRequest) -> list[int]:
+        """Return what was kept for each of the share's tokens."""
+        assert share.num_tokens > 0
+        assert request.num_computed_tokens in (None, share.first_position), "no token twice, and none left out"
+        known = [*request.token_ids, *share.draft_token_ids]
+        end = share.first_position + share.num_tokens
+        if share.num_samples:
+            assert end == len(known)
+            assert share.num_samples == 1 + len(share.draft_token_ids)
+        else:
+            assert end < len(known)
+            assert not share.draft_token_ids
+        request.num_computed_tokens = end
+        return [self._compute_next(request, known[position], position) for position in range(share.first_position, end)]
+
+    def _compute_next(self, request: _RunnerRequest, token_id: int, position: int) -> int:
         context = [self._read(request, p) for p in visible(position, self.sliding_window)]
-        value = attend(request.token_ids[position], position, context, self.weights)
+        value = attend(token_id, position, context, self.weights)
         block_id = request.block_table[position // self.block_size]
         assert block_id != 0, "the null block is not written"
         self.kv[block_id][position % self.block_size] = value
-        request.num_computed_tokens += 1
         return value
+
+    def _guess(self, request: _RunnerRequest) -> list[int]:
+        """Guess tokens from the last ones: what the model would say, but for every third."""
+        token_ids, guesses = list(request.token_ids), []
+        first_visible = visible(len(token_ids) - 1, self.sliding_window)
+        values = {position: self._read(request, position) for position in first_visible} if self.num_drafts else {}
+        for _ in range(self.num_drafts):
+            position = len(token_ids) - 1
+            context = [values[p] for p in visible(position, self.sliding_window)]
+            values[position] = attend(token_ids[-1], position, context, self.weights)
+            token_ids.append((sample(values[position]) + (values[position] % 3 == 0)) % VOCAB_SIZE)
+            guesses.append(token_ids[-1])
+        return guesses
 
     def _read(self, request: _RunnerRequest, position: int) -> int:
         block_id = request.block_table[position // self.block_size]
@@ -134,10 +158,19 @@ class FakeRunner:
         assert value is not None, "read before written"
         return value
 
-    def _prompt_logprobs(self, request: _RunnerRequest, values: list[int]) -> list[TokenLogprobs]:
-        start = request.num_computed_tokens - len(values)
+    def _prompt_logprobs(self, request: _RunnerRequest, start: int, values: list[int]) -> list[TokenLogprobs]:
         last = request.num_prompt_tokens - 1
         return [token_logprobs(request.token_ids[p + 1], value) for p, value in enumerate(values, start) if p < last]
+
+
+def accept(values: Sequence[int], draft_token_ids: Sequence[int]) -> list[int]:
+    """Sample from each value as long as the draft before it was right."""
+    accepted = [sample(values[0])]
+    for draft, value in zip(draft_token_ids, values[1:], strict=True):
+        if draft != accepted[-1]:
+            break
+        accepted.append(sample(value))
+    return accepted
 
 
 def token_logprobs(token_id: int, value: int) -> TokenLogprobs:
@@ -247,35 +280,31 @@ def make_scheduler(
 
 
 class SchedulerDriver:
-    """Steps a scheduler by hand. A request with all tokens computed is given 7, or what `tokens` says."""
+    """Steps a scheduler by hand. A request that samples is given 7, or what `tokens` says."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.left: dict[str, int] = {}
 
-    def add(self, request_id: str, prompt: Sequence[int] | int = 5, **kwargs) -> None:
+    def add(
+        self, request_id: str, prompt: Sequence[int] | int = 5, *, blockers: Sequence[str] = (), **kwargs: Any
+    ) -> None:
         prompt = [hash((request_id, p)) % 1000 for p in range(prompt)] if isinstance(prompt, int) else prompt
-        self.scheduler.add_request(make_engine_request(request_id, prompt, **kwargs))
+        self.scheduler.add_request(make_engine_request(request_id, prompt, **kwargs), blockers)
 
     def schedule(self, now: float = 0.0) -> SchedulerOutput:
-        scheduler_output = self.scheduler.schedule(now)
-        for new in scheduler_output.new_requests:
-            self.left[new.request_id] = len(new.token_ids) - new.num_computed_tokens
-        for request_id, num_tokens in scheduler_output.num_scheduled_tokens.items():
-            self.left[request_id] -= num_tokens
-        return scheduler_output
+        return self.scheduler.schedule(now)
 
     def update(
         self,
         scheduler_output: SchedulerOutput,
         tokens: Mapping[str, Sequence[int]] = {},
-        **kwargs: Mapping[str, Sequence[TokenLogprobs]],
+        **kwargs: Mapping[str, Sequence[Any]],
     ) -> dict[str, RequestOutput]:
-        sampled = {}
-        for request_id in scheduler_output.num_scheduled_tokens:
-            if self.left[request_id] == 0:
-                sampled[request_id] = tokens.get(request_id, [7])
-                self.left[request_id] = len(sampled[request_id])
+        sampled = {
+            share.request_id: tokens.get(share.request_id, [7])
+            for share in scheduler_output.scheduled
+            if share.num_samples
+        }
         outputs = self.scheduler.update_from_output(scheduler_output, RunnerOutput(sampled_token_ids=sampled, **kwargs))
         self.scheduler.check_integrity()
         return {output.request_id: output for output in outputs}

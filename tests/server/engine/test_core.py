@@ -1,10 +1,13 @@
+from typing import Any
+
 import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
+from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
+from quire_server.engine.step import RunnerOutput, SchedulerOutput
 
 
 def make_core(num_blocks: int = 20, block_size: int = 4, **scheduler: object) -> tuple[EngineCore, FakeRunner]:
@@ -54,7 +57,7 @@ def test_the_last_removal_is_delivered_by_a_step_of_its_own() -> None:
     assert core.has_unfinished
     assert core.step(0.0) == []
     assert runner.steps[-1] == SchedulerOutput(
-        new_requests=[], running_requests=[], removed_request_ids=["a"], block_copies=[]
+        scheduled=[], new_requests=[], removed_request_ids=["a"], block_copies=[]
     )
 
 
@@ -91,13 +94,25 @@ def test_a_running_request_is_aborted_between_steps() -> None:
 
 
 class FailingRunner:
-    def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+    """Fails at once, or (as a device does) when somebody waits for the step."""
+
+    def __init__(self, is_late: bool) -> None:
+        self.is_late = is_late
+
+    def submit(self, scheduler_output: SchedulerOutput) -> "FailingRunner":
+        return self if self.is_late else self.fail()
+
+    def result(self) -> RunnerOutput:
+        return self.fail()
+
+    def fail(self) -> Any:
         raise RuntimeError("out of memory")
 
 
-def test_when_the_runner_fails_everything_unfinished_can_still_be_named() -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_when_the_runner_fails_everything_unfinished_can_still_be_named(is_late: bool) -> None:
     core, _ = make_core()
-    core._runner = FailingRunner()
+    core._runner = FailingRunner(is_late)
     for request_id in "ab":
         core.add_request(make_engine_request(request_id))
     core.add_request(make_engine_request("refused", []))

@@ -5,8 +5,8 @@ from engine_fakes import make_manager, make_request
 
 from quire_server.engine import kv_cache_manager
 from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager
-from quire_server.engine.output import BlockCopy
 from quire_server.engine.request import Request
+from quire_server.engine.step import BlockCopy
 
 
 def compute(manager: KVCacheManager, request: Request, num_tokens: int | None = None) -> Sequence[int]:

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quire_server.engine.kv_cache_manager import NO_PREFIX
+from quire_server.engine.kv_cache_manager import NO_PREFIX, DeferredFree
 from quire_server.engine.request import Request
 
 TOKENS = st.integers(0, 1)
@@ -38,6 +38,7 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         self.live: dict[str, Request] = {}
         self.tables: dict[str, list[int]] = {}  # as the runner has them
         self.oldest_epoch: dict[str, int] = {}  # of the KV that a request rests on
+        self.deferred: list[tuple[DeferredFree, dict[tuple[int, int], tuple[object, ...]]]] = []
         self.epoch = 0
         self.num_requests = 0
         self.num_forks = 0
@@ -163,6 +164,28 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
     def free(self, data: st.DataObject) -> None:
         self.drop(self.live[data.draw(st.sampled_from(sorted(self.live)))])
 
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def free_later(self, data: st.DataObject) -> None:
+        """Somebody outside still reads what the request has."""
+        request = self.live[data.draw(st.sampled_from(sorted(self.live)))]
+        block_ids = self.manager.block_ids(request)
+        read = {}
+        for position in visible(request.num_computed_tokens, self.sliding_window):
+            slot = block_ids[position // self.block_size], position % self.block_size
+            read[slot] = self.kv[slot]
+        usage = self.manager.usage
+        self.deferred.append((self.manager.defer_free(request), read))
+        assert self.manager.usage == usage
+        del self.live[request.request_id]
+        self.tables.pop(request.request_id, None)
+
+    @precondition(lambda self: self.deferred)
+    @rule(data=st.data())
+    def somebody_outside_is_done(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.deferred) - 1))
+        self.manager.finish_free(self.deferred.pop(index)[0])
+
     @precondition(lambda self: self.num_requests % 4 == 3)
     @rule()
     def reset_prefix_cache(self) -> None:
@@ -191,6 +214,11 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
         self.manager.check_integrity()
 
     @invariant()
+    def what_somebody_outside_reads_stays(self) -> None:
+        for _, read in self.deferred:
+            assert all(self.kv[slot] == contents for slot, contents in read.items())
+
+    @invariant()
     def a_block_that_is_not_full_has_one_writer(self) -> None:
         writers = defaultdict(list)
         for request in self.live.values():
@@ -204,6 +232,8 @@ class KVCacheManagerMachine(RuleBasedStateMachine):
             return
         for request in list(self.live.values()):
             self.drop(request)
+        for deferred, _ in self.deferred:
+            self.manager.finish_free(deferred)
         self.manager.check_integrity()
         assert self.manager.usage == 0.0
         probe = make_request("probe", [0, 1])

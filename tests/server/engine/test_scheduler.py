@@ -3,8 +3,8 @@ from engine_fakes import SchedulerDriver as Driver
 from engine_fakes import make_full, make_manager, make_request, make_scheduler
 
 from quire_server.config import SchedulerConfig
-from quire_server.engine.output import RunnerOutput
 from quire_server.engine.scheduler import Scheduler
+from quire_server.engine.step import RunnerOutput
 
 
 class TestBudget:
@@ -55,17 +55,20 @@ class TestSchedulerOutput:
     def test_a_new_request_brings_all_that_the_runner_needs(self) -> None:
         driver = Driver(make_scheduler(block_size=4))
         driver.add("a", [1, 2, 3, 4, 5], eos_token_ids=(9, 3))
-        (new,) = driver.schedule().new_requests
+        scheduler_output = driver.schedule()
+        (new,), (share,) = scheduler_output.new_requests, scheduler_output.scheduled
         assert (new.request_id, new.token_ids, new.num_prompt_tokens) == ("a", [1, 2, 3, 4, 5], 5)
-        assert (new.num_computed_tokens, len(new.block_ids), new.eos_token_ids) == (0, 2, (3, 9))
+        assert (share.first_position, len(share.new_block_ids), new.eos_token_ids) == (0, 2, (3, 9))
 
     def test_a_running_request_brings_only_what_changed(self) -> None:
         driver = Driver(make_scheduler(block_size=4))
         driver.add("a", 3)
         driver.step()
-        steps = [driver.step()[0].running_requests[0] for _ in range(2)]
-        assert [step.num_computed_tokens for step in steps] == [3, 4]
-        assert [len(step.new_block_ids) for step in steps] == [0, 1]
+        steps = [driver.step()[0] for _ in range(2)]
+        assert [step.new_requests for step in steps] == [[], []]
+        shares = [step.scheduled[0] for step in steps]
+        assert [share.first_position for share in shares] == [3, 4]
+        assert [len(share.new_block_ids) for share in shares] == [0, 1]
 
     def test_token_ids_given_to_the_runner_are_its_own(self) -> None:
         driver = Driver(make_scheduler())
@@ -91,7 +94,7 @@ class TestPrefixCache:
         driver.add("b", [*range(8), 99, 98])
         scheduler_output, outputs = driver.step()
         assert scheduler_output.num_scheduled_tokens == {"a": 1, "b": 2}
-        assert scheduler_output.new_requests[0].num_computed_tokens == 8
+        assert scheduler_output.scheduled[1].first_position == 8
         assert outputs["b"].num_cached_tokens == 8
 
     def test_prompts_that_come_together_share_within_the_step(self) -> None:
@@ -180,7 +183,7 @@ class TestPreemption:
         driver.step()
         driver.scheduler.abort_requests(["a"])
         scheduler_output, outputs = driver.step()
-        assert scheduler_output.new_requests[0].num_computed_tokens == 4
+        assert scheduler_output.scheduled[0].first_position == 4
         assert outputs["b"].num_cached_tokens == 0, "that was no help to the prompt"
 
     def test_a_preempted_request_waits_before_those_that_never_ran(self) -> None:
@@ -191,9 +194,9 @@ class TestPreemption:
         assert driver.step()[0].new_requests[0].request_id == "b"
 
     def test_nobody_is_admitted_in_a_step_that_preempted(self) -> None:
-        driver = make_full(policy="priority")
-        driver.add("c", 1, priority=-1)
-        assert driver.scheduled(2) == [{"b": 1}, {"b": 1, "c": 1}]
+        driver = make_full()
+        driver.add("c", 1)
+        assert driver.scheduled(1) == [{"a": 1}]
 
     def test_a_request_preempted_before_its_first_token_tells_of_its_first_start(self) -> None:
         driver = Driver(make_scheduler(num_blocks=9, block_size=4, policy="priority", long_prefill_token_threshold=8))
@@ -213,13 +216,13 @@ class TestPreemption:
         driver = Driver(make_scheduler(num_blocks=9, block_size=4, policy="priority", long_prefill_token_threshold=8))
         driver.add("worse", list(range(24)), priority=1, max_tokens=1)
         driver.add("better", 7, priority=0, max_tokens=9)
-        assert driver.scheduled(2) == [{"worse": 8, "better": 7}, {"worse": 8, "better": 1}]
+        assert driver.scheduled(2) == [{"better": 7, "worse": 8}, {"better": 1, "worse": 8}]
         # The third chunk has its two blocks already when "better" needs one, and takes them all.
         assert driver.scheduled(1) == [{"better": 1}]
         driver.scheduler.abort_requests(["worse", "better"])
         driver.add("probe", list(range(24)), max_tokens=1)
-        (new,) = driver.step()[0].new_requests
-        assert new.num_computed_tokens == 16
+        (share,) = driver.step()[0].scheduled
+        assert share.first_position == 16
 
 
 class TestAdmission:
@@ -284,3 +287,100 @@ def test_a_step_without_requests_is_no_step() -> None:
     driver = Driver(make_scheduler())
     assert driver.step()[0].total_num_scheduled_tokens == 0
     assert driver.scheduler.stats().num_steps == 0
+
+
+class TestPriority:
+    def test_a_long_prompt_does_not_keep_its_betters_waiting(self) -> None:
+        driver = Driver(make_scheduler(max_num_batched_tokens=8, policy="priority"))
+        driver.add("long", 100, priority=1)
+        assert driver.scheduled(1) == [{"long": 8}]
+        driver.add("better", 3, priority=0, max_tokens=3)
+        driver.add("equal", 3, priority=1)
+        assert driver.scheduled(4) == [
+            {"better": 3, "long": 5},
+            {"better": 1, "long": 7},
+            {"better": 1, "long": 7},
+            {"long": 8},
+        ]
+
+    def test_the_budget_goes_to_the_best_of_the_running_first(self) -> None:
+        driver = Driver(make_scheduler(max_num_batched_tokens=8, policy="priority"))
+        driver.add("worse", 12, priority=2)
+        driver.step()
+        driver.add("best", 12, priority=0)
+        driver.add("middle", 12, priority=1)
+        assert driver.scheduled(3) == [{"best": 8}, {"best": 4, "middle": 4}, {"best": 1, "middle": 7}]
+
+    def test_a_better_one_takes_the_blocks_of_the_worst(self) -> None:
+        driver = Driver(make_scheduler(num_blocks=9, block_size=4, policy="priority"))
+        for request_id, priority in (("middle", 1), ("worst", 2)):
+            driver.add(request_id, 12, priority=priority, max_tokens=4)
+        driver.step()
+        driver.add("best", 12, priority=0, max_tokens=2)
+        scheduler_output, _ = driver.step()
+        assert scheduler_output.num_scheduled_tokens == {"best": 12, "middle": 1}
+        assert scheduler_output.removed_request_ids == ["worst"]
+
+    def test_a_better_one_takes_the_seat_of_the_worst(self) -> None:
+        driver = Driver(make_scheduler(max_num_seqs=2, policy="priority"))
+        for request_id, priority in (("worst", 2), ("middle", 1)):
+            driver.add(request_id, 5, priority=priority)
+        driver.step()
+        driver.add("best", 5, priority=0)
+        assert driver.scheduled(1) == [{"best": 5, "middle": 1}]
+
+    def test_nobody_gives_way_in_vain(self) -> None:
+        driver = Driver(make_scheduler(num_blocks=11, block_size=4, policy="priority"))
+        driver.add("best", 24, priority=0, max_tokens=8)
+        driver.add("worst", 4, priority=2, max_tokens=2)
+        driver.step()
+        driver.add("middle", 20, priority=1, max_tokens=4)
+        assert driver.scheduled(1) == [{"best": 1, "worst": 1}]
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_nobody_gives_way_for_a_prompt_that_needs_a_step_with_more_budget(self) -> None:
+        driver = Driver(make_scheduler(max_num_batched_tokens=8, policy="priority", enable_chunked_prefill=False))
+        driver.add("best", 7, priority=0)
+        driver.step()
+        driver.add("worst", 2, priority=2)
+        driver.step()
+        driver.add("middle", 8, priority=1)
+        assert driver.scheduled(1) == [{"best": 1, "worst": 1}]
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_fcfs_knows_no_priority(self) -> None:
+        driver = Driver(make_scheduler(max_num_batched_tokens=8))
+        driver.add("long", 20, priority=1)
+        driver.step()
+        driver.add("better", 3, priority=0)
+        assert driver.scheduled(2) == [{"long": 8}, {"long": 4, "better": 3}]
+
+
+class TestBlocked:
+    def test_nobody_waits_for_a_blocked_request(self) -> None:
+        driver = Driver(make_scheduler())
+        driver.add("a", 3, blockers=["grammar", "adapter"])
+        driver.add("b", 3)
+        assert driver.scheduled(1) == [{"b": 3}]
+        driver.scheduler.unblock("a", "grammar")
+        assert driver.scheduled(1) == [{"b": 1}]
+        driver.scheduler.unblock("a", "adapter")
+        assert driver.scheduled(1) == [{"b": 1, "a": 3}]
+
+    def test_who_was_blocked_takes_the_place_that_it_had(self) -> None:
+        driver = Driver(make_scheduler(max_num_seqs=1))
+        driver.add("running", 3, max_tokens=2)
+        driver.add("a", 3, max_tokens=1, blockers=["kv"])
+        driver.step()
+        driver.add("b", 3)
+        driver.scheduler.unblock("a", "kv")
+        assert driver.scheduled(3) == [{"running": 1}, {"a": 3}, {"b": 3}]
+
+    def test_a_blocked_request_counts_as_waiting_and_can_be_aborted(self) -> None:
+        driver = Driver(make_scheduler())
+        driver.add("a", 3, blockers=["grammar"])
+        assert driver.scheduler.stats().num_waiting == 1
+        assert driver.schedule().is_empty
+        assert driver.scheduler.abort_requests(["a"]) == ["a"]
+        driver.scheduler.unblock("a", "grammar")
+        assert not driver.scheduler.has_unfinished

@@ -4,8 +4,8 @@ import pytest
 from engine_fakes import SchedulerDriver as Driver
 from engine_fakes import make_engine_request, make_full, make_scheduler, token_logprobs
 
-from quire_server.engine.output import RunnerOutput
 from quire_server.engine.request import FinishReason
+from quire_server.engine.step import RunnerOutput
 from quire_server.errors import ContextLengthError, InvalidRequestError
 
 
@@ -103,6 +103,7 @@ class TestOutputs:
     def test_tokens_after_the_end_are_dropped(self) -> None:
         driver = Driver(make_scheduler())
         driver.add("a", eos_token_ids=(3,), logprobs=0)
+        driver.update(driver.schedule(), {"a": [5]}, draft_token_ids={"a": [1, 3]})
         scheduler_output = driver.schedule()
         logprobs = {"a": [token_logprobs(token_id, 0) for token_id in (1, 3, 4)]}
         output = driver.update(scheduler_output, {"a": [1, 3, 4]}, logprobs=logprobs)["a"]
@@ -158,5 +159,7 @@ class TestOutputs:
     def test_a_runner_that_samples_in_the_middle_of_a_prompt_is_found_out(self) -> None:
         scheduler = make_scheduler(max_num_batched_tokens=8)
         scheduler.add_request(make_engine_request("a", range(10)))
-        with pytest.raises(RuntimeError, match="8 of 10 tokens are computed"):
+        with pytest.raises(
+            RuntimeError, match="sampled 1 tokens for request a, of which at most 0 were asked for after 8 tokens"
+        ):
             scheduler.update_from_output(scheduler.schedule(0.0), RunnerOutput(sampled_token_ids={"a": [1]}))

@@ -37,8 +37,9 @@ from quire_server.engine.messages import (
     encode,
     from_engine_decoder,
 )
-from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
+from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.engine_process import run_engine
 from quire_server.sampling_params import SamplingParams
 
@@ -252,11 +253,13 @@ class FailingRunner:
     error: Exception
     steps: list[SchedulerOutput] = field(default_factory=list)
 
-    def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+    def submit(self, scheduler_output: SchedulerOutput) -> CompletedStep:
         self.steps.append(scheduler_output)
-        if scheduler_output.running_requests:
+        if scheduler_output.scheduled and not scheduler_output.new_requests:
             raise self.error
-        return RunnerOutput(sampled_token_ids={each.request_id: [1] for each in scheduler_output.new_requests})
+        return CompletedStep(
+            RunnerOutput(sampled_token_ids={each.request_id: [1] for each in scheduler_output.new_requests})
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """A step's input, gathered from rows, against the same written token by token."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
-from quire_server.engine.output import NewRequestData, RunningRequestData
+from quire_server.engine.step import NewRequestData, ScheduledRequest
 from quire_server.runner.input_batch import BatchState, InputBatch
 from quire_server.sampling_params import SamplingParams
 
@@ -14,24 +16,30 @@ CPU = torch.device("cpu")
 def new_request(
     request_id: str,
     token_ids: list[int],
-    block_ids: list[int],
     *,
     num_prompt_tokens: int | None = None,
-    computed: int = 0,
+    prompt_logprobs: int | None = None,
 ) -> NewRequestData:
     return NewRequestData(
         request_id=request_id,
         token_ids=token_ids,
         num_prompt_tokens=len(token_ids) if num_prompt_tokens is None else num_prompt_tokens,
-        sampling_params=SamplingParams(),
+        sampling_params=SamplingParams(prompt_logprobs=prompt_logprobs),
         eos_token_ids=(),
-        block_ids=block_ids,
-        num_computed_tokens=computed,
     )
 
 
-def running(request_id: str, computed: int, new_block_ids: tuple[int, ...] = ()) -> RunningRequestData:
-    return RunningRequestData(request_id=request_id, new_block_ids=new_block_ids, num_computed_tokens=computed)
+def share(
+    request_id: str, first_position: int, num_tokens: int, new_block_ids: Sequence[int] = (), *, samples: bool = True
+) -> ScheduledRequest:
+    return ScheduledRequest(
+        request_id=request_id,
+        epoch=0,
+        first_position=first_position,
+        num_tokens=num_tokens,
+        num_samples=int(samples),
+        new_block_ids=new_block_ids,
+    )
 
 
 def make_state(*, max_num_seqs: int = 4, max_model_len: int = 64, block_size: int = 4) -> BatchState:
@@ -91,7 +99,7 @@ def test_random_steps(seed: int) -> None:
                 del requests[request_id]
                 state.remove(request_id)
         scheduled: dict[str, int] = {}
-        updates = []
+        shares = []
         for request_id, request in requests.items():
             if rng.random() < 0.2:
                 continue  # not in this step
@@ -100,9 +108,9 @@ def test_random_steps(seed: int) -> None:
             new_blocks = tuple(range(next_block, next_block + missing))
             next_block += max(missing, 0)
             request.blocks.extend(new_blocks)
-            updates.append(running(request_id, request.computed, new_blocks))
+            samples = request.computed + count == len(request.tokens)
+            shares.append(share(request_id, request.computed, count, new_blocks, samples=samples))
             scheduled[request_id] = count
-        state.update(updates)
         while len(requests) < 4 and rng.random() < 0.6:
             request_id = f"r{next_id}"
             next_id += 1
@@ -113,11 +121,12 @@ def test_random_steps(seed: int) -> None:
             blocks = list(range(next_block, next_block + num_blocks))
             next_block += num_blocks
             requests[request_id] = NaiveRequest(tokens, blocks, computed)
-            state.add(new_request(request_id, tokens, list(blocks), computed=computed))
+            state.add(new_request(request_id, tokens))
+            shares.append(share(request_id, computed, count, list(blocks), samples=computed + count == len(tokens)))
             scheduled[request_id] = count
         if not scheduled:
             continue
-        batch = state.build(scheduled)
+        batch = state.build(shares)
         check(batch, requests, scheduled, block_size)
         sampled_tokens = rng.integers(0, 1000, len(batch.sampled))
         state.append_tokens(batch.rows[batch.sampled], sampled_tokens)
@@ -130,10 +139,12 @@ def test_random_steps(seed: int) -> None:
 
 def test_a_row_that_is_used_again_starts_clean() -> None:
     state = make_state(max_num_seqs=1)
-    state.add(new_request("a", list(range(10)), [1, 2, 3]))
+    state.add(new_request("a", list(range(10)), prompt_logprobs=0))
+    assert state.build([share("a", 0, 10, [1, 2, 3])]).wants_hidden
     assert state.remove("a") == 0
-    state.add(new_request("b", [7, 8], [9]))
-    batch = state.build({"b": 2})
+    state.add(new_request("b", [7, 8]))
+    batch = state.build([share("b", 0, 2, [9])])
+    assert not batch.wants_hidden
     assert batch.token_ids.tolist() == [7, 8]
     assert batch.metadata.block_table.tolist() == [[9]]
 
@@ -144,15 +155,15 @@ def test_removing_what_never_came_is_nothing() -> None:
 
 def test_a_request_cannot_have_two_rows() -> None:
     state = make_state()
-    state.add(new_request("a", [1], [1]))
+    state.add(new_request("a", [1]))
     with pytest.raises(ValueError, match="already has a row"):
-        state.add(new_request("a", [1], [2]))
+        state.add(new_request("a", [1]))
 
 
 def test_a_full_context_can_still_be_sampled_from() -> None:
     state = make_state(max_model_len=8)
-    state.add(new_request("a", list(range(8)), [1, 2]))
-    batch = state.build({"a": 8})
+    state.add(new_request("a", list(range(8))))
+    batch = state.build([share("a", 0, 8, [1, 2])])
     assert batch.sampled.tolist() == [0]
     state.append_tokens(batch.rows, np.array([5]))
     assert state.num_tokens[state.row_of("a")] == 9
@@ -160,17 +171,33 @@ def test_a_full_context_can_still_be_sampled_from() -> None:
 
 def test_a_resumed_request_knows_its_output() -> None:
     state = make_state()
-    state.add(new_request("a", [1, 2, 3, 4, 5], [1, 2], num_prompt_tokens=3, computed=4))
-    batch = state.build({"a": 1})
+    state.add(new_request("a", [1, 2, 3, 4, 5], num_prompt_tokens=3))
+    batch = state.build([share("a", 4, 1, [1, 2])])
     assert batch.token_ids.tolist() == [5]
     assert state.num_prompt_tokens[batch.rows].tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("first_position", "num_tokens", "is_wanted"),
+    [(0, 1, True), (0, 5, True), (3, 2, True), (4, 1, False), (5, 1, False)],
+)
+def test_hidden_states_are_wanted_where_prompt_logprobs_are_made(
+    first_position: int, num_tokens: int, is_wanted: bool
+) -> None:
+    """The last token of a prompt tells nothing of the prompt, nor do the ones after it."""
+    state = make_state()
+    state.add(new_request("a", [1, 2, 3, 4, 5, 6], num_prompt_tokens=5, prompt_logprobs=0))
+    state.add(new_request("b", [1, 2, 3]))
+    shares = [share("a", first_position, num_tokens, [1, 2]), share("b", 0, 3, [3])]
+    assert state.build(shares).wants_hidden is is_wanted
+    assert not state.build([share("b", 0, 3)]).wants_hidden
 
 
 def test_nothing_grows_with_the_context() -> None:
     """A decode step's input has the step's tokens, and a block table no wider than the longest sequence's."""
     state = make_state(max_model_len=4096, block_size=16)
-    state.add(new_request("a", [1] * 33, [1, 2, 3], computed=32))
-    state.add(new_request("b", [2] * 5, [4], computed=4))
-    batch = state.build({"a": 1, "b": 1})
+    state.add(new_request("a", [1] * 33))
+    state.add(new_request("b", [2] * 5))
+    batch = state.build([share("a", 32, 1, [1, 2, 3]), share("b", 4, 1, [4])])
     assert batch.token_ids.shape == batch.positions.shape == batch.metadata.slot_mapping.shape == (2,)
     assert batch.metadata.block_table.shape == (2, 3)

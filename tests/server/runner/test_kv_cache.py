@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quire_server.engine.output import BlockCopy
+from quire_server.engine.step import BlockCopy
 from quire_server.models.attention import KVCache
 from quire_server.models.spec import AttentionSpec, DecoderSpec, MlpSpec, NormSpec
 from quire_server.runner.kv_cache import allocate_kv_caches, move_blocks

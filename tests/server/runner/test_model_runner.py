@@ -1,19 +1,14 @@
 """One step at a time: order of execution, who is sampled, prompt log-probabilities, block movement."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from quire_server.engine.output import (
-    BlockCopy,
-    NewRequestData,
-    RunnerOutput,
-    RunningRequestData,
-    SchedulerOutput,
-)
+from quire_server.engine.step import BlockCopy, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.runner import model_runner
@@ -53,50 +48,61 @@ def build_runner(model: DecoderModel, *, has_host_pool: bool = False) -> ModelRu
     return ModelRunner(model, allocate(), config, device=CPU, host_caches=allocate() if has_host_pool else None)
 
 
+@dataclass(frozen=True)
+class New:
+    """A request that enters, and what its first share brings."""
+
+    data: NewRequestData
+    block_ids: list[int]
+    computed: int
+
+
 def new(
     request_id: str, token_ids: list[int], block_ids: list[int], params: SamplingParams = GREEDY, *, computed: int = 0
-) -> NewRequestData:
-    return NewRequestData(
+) -> New:
+    data = NewRequestData(
         request_id=request_id,
         token_ids=token_ids,
         num_prompt_tokens=len(token_ids),
         sampling_params=params,
         eos_token_ids=(),
-        block_ids=block_ids,
-        num_computed_tokens=computed,
     )
+    return New(data, block_ids, computed)
 
 
 def run(
     runner: ModelRunner,
     scheduled: Mapping[str, int],
     *,
-    new: Sequence[NewRequestData] = (),
+    new: Sequence[New] = (),
     computed: Mapping[str, int] | None = None,
     new_block_ids: Mapping[str, Sequence[int]] | None = None,
     removed: Sequence[str] = (),
     swap_out: Sequence[BlockCopy] = (),
     swap_in: Sequence[BlockCopy] = (),
 ) -> RunnerOutput:
-    running = [
-        RunningRequestData(
-            request_id=request_id,
-            new_block_ids=(new_block_ids or {}).get(request_id, ()),
-            num_computed_tokens=num_computed_tokens,
-        )
-        for request_id, num_computed_tokens in (computed or {}).items()
-    ]
-    return runner.execute(
+    positions = dict(computed or {}) | {each.data.request_id: each.computed for each in new}
+    block_ids = dict(new_block_ids or {}) | {each.data.request_id: each.block_ids for each in new}
+    num_known = {each.data.request_id: len(each.data.token_ids) for each in new}
+    return runner.submit(
         SchedulerOutput(
-            new_requests=new,
-            running_requests=running,
-            num_scheduled_tokens=scheduled,
-            total_num_scheduled_tokens=sum(scheduled.values()),
+            scheduled=[
+                ScheduledRequest(
+                    request_id=request_id,
+                    epoch=0,
+                    first_position=positions[request_id],
+                    num_tokens=num_tokens,
+                    num_samples=int(positions[request_id] + num_tokens >= num_known.get(request_id, len(PROMPT))),
+                    new_block_ids=block_ids.get(request_id, ()),
+                )
+                for request_id, num_tokens in scheduled.items()
+            ],
+            new_requests=[each.data for each in new],
             removed_request_ids=removed,
             swap_out=swap_out,
             swap_in=swap_in,
         )
-    )
+    ).result()
 
 
 def test_a_step_without_tokens_is_fine(model: DecoderModel) -> None:

@@ -16,7 +16,7 @@ from quire_server.models import rope_table
 from quire_server.models.loader import load_model
 from quire_server.runner.kv_cache import allocate_kv_caches
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
-from quire_server.runner.recorded_decoder import RecordedDecoder
+from quire_server.runner.recorded_path import RecordedPath
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
@@ -31,7 +31,7 @@ class Made:
 
     tokens: dict[str, list[int]]
     logprobs: dict[str, list[float]]
-    decoder: RecordedDecoder | None
+    num_replays: int
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -77,7 +77,19 @@ def run(checkpoint: Path, dtype: torch.dtype, *, enable_recording: bool, **param
         steps += 1
         if steps == 10:
             add(6, 20)
-    return Made(tokens=tokens, logprobs=logprobs, decoder=runner._decoder)
+    return Made(tokens=tokens, logprobs=logprobs, num_replays=num_replays(runner))
+
+
+def num_replays(runner: ModelRunner) -> int:
+    return sum(path.num_replays for path in runner._paths if isinstance(path, RecordedPath))
+
+
+def test_prompt_logprobs_keep_nobody_from_being_replayed(backend: str, llama_checkpoint: Path) -> None:
+    """Only the steps that make them run as they are: those of the prompt."""
+    plain = run(llama_checkpoint, torch.float32, enable_recording=True, temperature=0.0)
+    asked = run(llama_checkpoint, torch.float32, enable_recording=True, temperature=0.0, prompt_logprobs=1)
+    assert asked.tokens == plain.tokens
+    assert asked.num_replays == plain.num_replays > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -86,9 +98,8 @@ def test_replayed_steps_are_the_steps(backend: str, llama_checkpoint: Path, dtyp
     eager = run(llama_checkpoint, dtype, enable_recording=False, temperature=0.0)
     assert replayed.tokens == eager.tokens
     assert replayed.logprobs == eager.logprobs
-    assert eager.decoder is None
-    assert replayed.decoder is not None
-    assert replayed.decoder.num_replays >= 15
+    assert eager.num_replays == 0
+    assert replayed.num_replays >= 15
 
 
 def test_sampling_and_processors_work_on_replayed_logits(backend: str, llama_checkpoint: Path) -> None:
@@ -106,8 +117,7 @@ def test_recordings_end_with_the_table_of_positions(
     monkeypatch.setattr(rope_table, "_FIRST_ROWS", 4)
     replayed = run(llama_checkpoint, torch.bfloat16, enable_recording=True, temperature=0.0)
     assert replayed.tokens == eager.tokens
-    assert replayed.decoder is not None
-    assert replayed.decoder.num_replays > 0
+    assert replayed.num_replays > 0
 
 
 def test_a_model_that_cannot_be_recorded_runs_as_it_is(llama_checkpoint: Path) -> None:
@@ -115,5 +125,4 @@ def test_a_model_that_cannot_be_recorded_runs_as_it_is(llama_checkpoint: Path) -
         asked = run(llama_checkpoint, torch.float32, enable_recording=True, temperature=0.0)
         eager = run(llama_checkpoint, torch.float32, enable_recording=False, temperature=0.0)
     assert asked.tokens == eager.tokens
-    assert asked.decoder is not None
-    assert asked.decoder.num_replays == 0
+    assert asked.num_replays == 0

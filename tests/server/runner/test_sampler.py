@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as hf
 
-from quire_server.engine.output import NewRequestData
+from quire_server.engine.step import NewRequestData
 from quire_server.runner.logits_processors import AllowedTokens, LogitBias, LogitsProcessor, MinTokens, Penalties
 from quire_server.runner.sampler import SampledTokens, Sampler, derive_seed, uniforms
 from quire_server.sampling_params import SamplingParams
@@ -33,8 +33,6 @@ def build_request(
         num_prompt_tokens=len(prompt),
         sampling_params=params,
         eos_token_ids=eos_token_ids,
-        block_ids=[1],
-        num_computed_tokens=0,
     )
 
 
