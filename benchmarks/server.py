@@ -29,11 +29,11 @@ def is_answering(url: str) -> bool:
 
 
 @contextmanager
-def serving(arguments: Sequence[str]) -> Iterator[RunningServer]:
-    """Run `quire serve …` on a free port; yield at once, and stop it at the end."""
+def serving(arguments: Sequence[str], *, python: str = sys.executable) -> Iterator[RunningServer]:
+    """Run `quire serve …` (of the checkout that `python` has) on a free port; yield at once, and stop it at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         host, port = listener.getsockname()
-        command = [sys.executable, "-m", "quire_cli", "serve", *arguments, "--fd", str(listener.fileno())]
+        command = [python, "-m", "quire_cli", "serve", *arguments, "--fd", str(listener.fileno())]
         started = time.perf_counter()
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listener.fileno()]

@@ -46,7 +46,7 @@ def _unserved(**neutral_by_name: str) -> dict[str, CompatFlag]:
 COMPAT_FLAGS: Final[dict[str, CompatFlag]] = {
     **_flags(
         Fate.NO_EFFECT,
-        "enforce-eager trust-remote-code disable-custom-all-reduce async-scheduling scheduler-reserve-full-isl"
+        "enforce-eager trust-remote-code disable-custom-all-reduce scheduler-reserve-full-isl"
         " enable-prompt-tokens-details disable-fastapi-docs use-tqdm-on-load disable-cascade-attn show-hidden-metrics"
         " enable-log-outputs",
         is_switch=True,

@@ -85,6 +85,8 @@ class SchedulerConfig:
     """Most tokens of one prompt in one step; 0: no limit but the budget."""
     policy: SchedulingPolicy = "fcfs"
     max_num_queued_reqs: int = 1024
+    async_scheduling: bool | None = None
+    """Schedule the next step before the result of the last is there. None: where the device works by itself."""
 
     def __post_init__(self) -> None:
         _require(self.max_num_seqs >= 1, "max-num-seqs", "at least 1")
@@ -98,12 +100,39 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    """Over how many devices one engine is spread. A worker's rank says which part of it that worker is."""
+
+    tensor_parallel_size: int = 1
+    """Devices that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Stages, each with a part of the layers."""
+
+    def __post_init__(self) -> None:
+        _require(self.tensor_parallel_size >= 1, "tensor-parallel-size", "at least 1")
+        _require(self.pipeline_parallel_size >= 1, "pipeline-parallel-size", "at least 1")
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    def tensor_rank(self, rank: int) -> int:
+        """Return a worker's place among those that share its layers, which have neighbouring ranks."""
+        return rank % self.tensor_parallel_size
+
+    def stage(self, rank: int) -> int:
+        """Return the pipeline stage of a worker."""
+        return rank // self.tensor_parallel_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """All that the engine process needs."""
 
     model: ModelConfig
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int | None = None
     """CPU threads for the model; None: the CPU quota of this process."""
