@@ -16,7 +16,7 @@ from quire_server.api import health
 from quire_server.api.auth import BearerAuth
 from quire_server.api.errors import EXCEPTION_HANDLERS, json_response
 from quire_server.api.openai import chat, completions, models, tokenize
-from quire_server.api.openai.responses import VersionResponse
+from quire_server.api.openai.schemas.answers import VersionResponse
 from quire_server.api.openapi import build_openapi
 from quire_server.api.request_id import REQUEST_ID_HEADER, RequestIdEcho
 from quire_server.api.version import server_version

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quire_server.api.openai.schemas import UNSERVED, CompletionRequest, GenerationFields
+from quire_server.api.openai.schemas.requests import UNSERVED, CompletionRequest, GenerationFields
 from quire_server.config import SchedulingPolicy
 from quire_server.errors import ContextLengthError, InvalidRequestError
 from quire_server.frontend import Frontend
