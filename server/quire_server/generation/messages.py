@@ -2,7 +2,8 @@
 
 A model writes everything into one text: what it says, what it thinks, the calls it makes. A parser, one for each
 choice, takes that apart as it comes. Streamed and whole answers are made of the same deltas, and so cannot differ.
-Knows no dialect: how a message is written belongs to the endpoints.
+Knows no dialect: how a message is written belongs to the endpoints. What is made for each event is a msgspec struct:
+making one costs a tenth of a microsecond, a frozen dataclass five times that.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from quire_server.engine.request import FinishReason
+import msgspec
+
 from quire_server.generation.fan_out import Answer, Generation
 from quire_server.generation.request import GenerationRequest
 from quire_server.output_processor import CompletionDelta
 
 
 class MessageFinishReason(StrEnum):
-    """Why a message ended: the engine's reasons, and what only a parser can see."""
+    """Why a message ended: the engine's reasons but for errors, which are raised, and what only a parser can see."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -25,8 +27,7 @@ class MessageFinishReason(StrEnum):
     TOOL_CALLS = "tool_calls"
 
 
-@dataclass(frozen=True, slots=True)
-class ContentFragment:
+class ContentFragment(msgspec.Struct, frozen=True):
     """A piece of what is said."""
 
     text: str
@@ -36,8 +37,7 @@ MessageFragment = ContentFragment
 """What a message is made of, in order; a union, once models think aloud or call tools."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessageDelta:
+class MessageDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What was added to one message; the last one carries `finish_reason`."""
 
     completion: CompletionDelta
@@ -65,13 +65,8 @@ class PlainTextParser:
         return MessageDelta(
             completion=delta,
             fragments=(ContentFragment(delta.text),) if delta.text else (),
-            finish_reason=message_finish_reason(delta.finish_reason),
+            finish_reason=None if delta.finish_reason is None else MessageFinishReason(delta.finish_reason.value),
         )
-
-
-def message_finish_reason(reason: FinishReason | None) -> MessageFinishReason | None:
-    """Return the engine's reason as a message's. FinishReason.ERROR is none: it was raised before."""
-    return None if reason is None else MessageFinishReason(reason.value)
 
 
 def build_parsers(request: GenerationRequest) -> list[MessageParser]:

@@ -7,10 +7,10 @@ the whole answer.
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +24,8 @@ from quire_server.errors import QuireError
 from quire_server.generation.fan_out import Generation
 from quire_server.generation.request import GenerationRequest, Prompt
 from quire_server.output_processor import CompletionDelta
+
+Choice = TypeVar("Choice", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,44 +43,42 @@ class UsageOptions:
         return cls(is_at_end=is_at_end, is_in_every_chunk=is_in_every_chunk)
 
 
-class ChunkEncoder:
+BuildChunk = Callable[[AnswerHead, list[Choice], Usage | UnsetType, str | UnsetType], msgspec.Struct]
+"""Shapes one dialect's chunk from its head, choices, usage and fingerprint."""
+
+
+class ChunkEncoder(Generic[Choice]):
     """Encodes a stream's chunks: what all of them repeat, around the choices of each."""
 
     def __init__(
-        self, chunk_type: Callable[..., msgspec.Struct], head: AnswerHead, generation: Generation, usage: UsageOptions
+        self, build_chunk: BuildChunk[Choice], head: AnswerHead, generation: Generation, usage: UsageOptions
     ) -> None:
-        self._chunk_type = chunk_type
+        self._build_chunk = build_chunk
         self._head = head
         self._generation = generation
         self._usage = usage
 
-    def encode(self, choices: Sequence[msgspec.Struct], *, is_last: bool = False, **fields: object) -> bytes:
-        """Encode one event; `is_last` where it ends a choice."""
-        return self._encode(choices, has_usage=self._usage.is_in_every_chunk, is_last=is_last, **fields)
+    def encode(
+        self, choices: list[Choice], *, is_last: bool = False, build_chunk: BuildChunk[Choice] | None = None
+    ) -> bytes:
+        """Encode one event; `is_last` where it ends a choice, `build_chunk` where its chunk is a special one."""
+        head = self._head
+        usage = build_usage(self._generation) if self._usage.is_in_every_chunk else UNSET
+        fingerprint = head.system_fingerprint if is_last else UNSET
+        return encode_event((build_chunk or self._build_chunk)(head, choices, usage, fingerprint))
 
     def encode_usage(self) -> bytes:
         """Encode the event that ends the stream; empty where it was not asked for."""
-        return self._encode([], has_usage=True, is_last=True) if self._usage.is_at_end else b""
-
-    def _encode(self, choices: Sequence[msgspec.Struct], *, has_usage: bool, is_last: bool, **fields: object) -> bytes:
+        if not self._usage.is_at_end:
+            return b""
         head = self._head
-        return encode_event(
-            self._chunk_type(
-                id=head.id,
-                created=head.created,
-                model=head.model,
-                choices=choices,
-                usage=build_usage(self._generation) if has_usage else UNSET,
-                system_fingerprint=head.system_fingerprint if is_last else UNSET,
-                **fields,
-            )
-        )
+        return encode_event(self._build_chunk(head, [], build_usage(self._generation), head.system_fingerprint))
 
 
 class ChunkWriter(Protocol):
     """Writes one dialect's chunks."""
 
-    encoder: ChunkEncoder
+    encoder: ChunkEncoder[Any]
 
     def write(self, index: int, delta: CompletionDelta) -> bytes:
         """Return the events that a delta makes; empty where it adds nothing that is shown."""

@@ -1,10 +1,11 @@
 """POST /v1/chat/completions."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -37,6 +38,7 @@ from quire_server.api.openai.schemas.answers import (
     ChatCompletionChunk,
     ChatDelta,
     ResponseMessage,
+    Usage,
 )
 from quire_server.api.openai.schemas.requests import ChatCompletionRequest
 from quire_server.errors import InvalidRequestError
@@ -69,7 +71,7 @@ async def create_chat_completion(http_request: Request) -> Response:
     generation = await Generation.start(frontend, generation_request)
     if not request.stream:
         return await answer_whole(http_request, generation, _build_whole(head, shape, generation, parsers))
-    encoder = ChunkEncoder(ChatCompletionChunk, head, generation, UsageOptions.of(frontend.config, request))
+    encoder = ChunkEncoder(_build_chunk, head, generation, UsageOptions.of(frontend.config, request))
     return answer_stream(generation, _ChunkWriter(encoder, shape, parsers))
 
 
@@ -174,7 +176,7 @@ def _build_choice(shape: _Shape, index: int, message: Message) -> ChatChoice:
 class _ChunkWriter:
     """Turns deltas into events. Per choice the first has the role, the last the finish reason."""
 
-    def __init__(self, encoder: ChunkEncoder, shape: _Shape, parsers: Sequence[MessageParser]) -> None:
+    def __init__(self, encoder: ChunkEncoder[ChatChunkChoice], shape: _Shape, parsers: Sequence[MessageParser]) -> None:
         self.encoder = encoder
         self._shape = shape
         self._parsers = parsers
@@ -201,8 +203,11 @@ class _ChunkWriter:
     def _start(self, index: int) -> bytes:
         self._started.add(index)
         shape = self._shape
+        build_chunk = functools.partial(
+            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET
+        )
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role=shape.role, content=""))
-        first = self.encoder.encode([choice], prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET)
+        first = self.encoder.encode([choice], build_chunk=build_chunk)
         if shape.echo:
             first += self.encoder.encode([ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo))])
         return first
@@ -212,3 +217,21 @@ def _build_delta(message: MessageDelta) -> ChatDelta:
     if not message.fragments and message.finish_reason is not None:
         return ChatDelta()
     return ChatDelta(content="".join([fragment.text for fragment in message.fragments]))
+
+
+def _build_chunk(
+    head: AnswerHead,
+    choices: list[ChatChunkChoice],
+    usage: Usage | UnsetType,
+    fingerprint: str | UnsetType,
+    prompt_token_ids: list[int] | UnsetType = UNSET,
+) -> ChatCompletionChunk:
+    return ChatCompletionChunk(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=choices,
+        usage=usage,
+        system_fingerprint=fingerprint,
+        prompt_token_ids=prompt_token_ids,
+    )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,7 +29,7 @@ from quire_server.api.openai.sampling import (
     refuse_unserved,
     truncate_prompt,
 )
-from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs
+from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
 from quire_server.api.openai.schemas.requests import CompletionRequest
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
@@ -53,7 +53,7 @@ async def create_completion(http_request: Request) -> Response:
     generation = await Generation.start(frontend, build_generation_request(request, head.id, prompts))
     if not request.stream:
         return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
-    encoder = ChunkEncoder(Completion, head, generation, UsageOptions.of(frontend.config, request))
+    encoder = ChunkEncoder(_build_completion, head, generation, UsageOptions.of(frontend.config, request))
     return answer_stream(generation, _ChunkWriter(encoder, choices))
 
 
@@ -167,20 +167,27 @@ class _ChoiceBuilder:
 
 async def _build_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Completion:
     answers = await generation.collect()
+    built = [choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)]
+    return _build_completion(head, built, build_usage(generation), head.system_fingerprint)
+
+
+def _build_completion(
+    head: AnswerHead, choices: list[CompletionChoice], usage: Usage | UnsetType, fingerprint: str | UnsetType
+) -> Completion:
     return Completion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)],
-        usage=build_usage(generation),
-        system_fingerprint=head.system_fingerprint,
+        choices=choices,
+        usage=usage,
+        system_fingerprint=fingerprint,
     )
 
 
 class _ChunkWriter:
     """Turns deltas into events."""
 
-    def __init__(self, encoder: ChunkEncoder, choices: _ChoiceBuilder) -> None:
+    def __init__(self, encoder: ChunkEncoder[CompletionChoice], choices: _ChoiceBuilder) -> None:
         self.encoder = encoder
         self._choices = choices
         self._held: dict[int, list[PositionLogprobs]] = {}  # a long prompt's arrive in parts, before the first token
