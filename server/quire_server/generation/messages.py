@@ -89,7 +89,8 @@ class Message:
 
     def add(self, delta: MessageDelta) -> None:
         self.answer.add(delta.completion)
-        self._contents += [fragment.text for fragment in delta.fragments]
+        for fragment in delta.fragments:
+            self._contents.append(fragment.text)
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
 

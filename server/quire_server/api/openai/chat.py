@@ -9,22 +9,17 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
 from quire_server.api.health import get_frontend
-from quire_server.api.openai.answering import (
-    ChunkEncoder,
-    UsageOptions,
-    answer_stream,
-    answer_whole,
-    build_generation_request,
-    build_usage,
-)
+from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_chat_logprobs, build_prompt_logprobs
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
+    build_generation_request,
     build_sampling_params,
     check_prompt,
     fit_max_tokens,
@@ -71,8 +66,8 @@ async def create_chat_completion(http_request: Request) -> Response:
     generation = await Generation.start(frontend, generation_request)
     if not request.stream:
         return await answer_whole(http_request, generation, _build_whole(head, shape, generation, parsers))
-    encoder = ChunkEncoder(_build_chunk, head, generation, UsageOptions.of(frontend.config, request))
-    return answer_stream(generation, _ChunkWriter(encoder, shape, parsers))
+    usage = UsageOptions.of(frontend.config, request)
+    return answer_stream(generation, _ChatWriter(head, generation, usage, shape, parsers))
 
 
 async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> Prompt:
@@ -173,17 +168,23 @@ def _build_choice(shape: _Shape, index: int, message: Message) -> ChatChoice:
     )
 
 
-class _ChunkWriter:
-    """Turns deltas into events. Per choice the first has the role, the last the finish reason."""
+class _ChatWriter(ChunkWriter[ChatChunkChoice]):
+    """Writes messages. Per choice the first chunk has the role, the last the finish reason."""
 
-    def __init__(self, encoder: ChunkEncoder[ChatChunkChoice], shape: _Shape, parsers: Sequence[MessageParser]) -> None:
-        self.encoder = encoder
+    def __init__(
+        self,
+        head: AnswerHead,
+        generation: Generation,
+        usage: UsageOptions,
+        shape: _Shape,
+        parsers: Sequence[MessageParser],
+    ) -> None:
+        super().__init__(_build_chunk, head, generation, usage)
         self._shape = shape
         self._parsers = parsers
         self._started: set[int] = set()
 
     def write(self, index: int, delta: CompletionDelta) -> bytes:
-        """Encode what a delta adds; empty where it adds nothing that is shown."""
         first = b"" if index in self._started else self._start(index)
         message = self._parsers[index].feed(delta)
         finish_reason = message.finish_reason
@@ -198,7 +199,7 @@ class _ChunkWriter:
             stop_reason=UNSET if finish_reason is None else delta.stop_reason,
             token_ids=list(delta.token_ids) if has_ids else UNSET,
         )
-        return first + self.encoder.encode([choice], is_last=finish_reason is not None)
+        return first + self._encode(choice, is_last=finish_reason is not None)
 
     def _start(self, index: int) -> bytes:
         self._started.add(index)
@@ -207,16 +208,19 @@ class _ChunkWriter:
             _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET
         )
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role=shape.role, content=""))
-        first = self.encoder.encode([choice], build_chunk=build_chunk)
+        first = self._encode(choice, build_chunk=build_chunk)
         if shape.echo:
-            first += self.encoder.encode([ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo))])
+            first += self._encode(ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo)))
         return first
 
 
 def _build_delta(message: MessageDelta) -> ChatDelta:
     if not message.fragments and message.finish_reason is not None:
         return ChatDelta()
-    return ChatDelta(content="".join([fragment.text for fragment in message.fragments]))
+    content = ""
+    for fragment in message.fragments:
+        content += fragment.text
+    return ChatDelta(content=content)
 
 
 def _build_chunk(

@@ -8,21 +8,16 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
 from quire_server.api.health import get_frontend
-from quire_server.api.openai.answering import (
-    ChunkEncoder,
-    UsageOptions,
-    answer_stream,
-    answer_whole,
-    build_generation_request,
-    build_usage,
-)
+from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
+    build_generation_request,
     build_sampling_params,
     check_prompt,
     fit_max_tokens,
@@ -53,8 +48,8 @@ async def create_completion(http_request: Request) -> Response:
     generation = await Generation.start(frontend, build_generation_request(request, head.id, prompts))
     if not request.stream:
         return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
-    encoder = ChunkEncoder(_build_completion, head, generation, UsageOptions.of(frontend.config, request))
-    return answer_stream(generation, _ChunkWriter(encoder, choices))
+    usage = UsageOptions.of(frontend.config, request)
+    return answer_stream(generation, _CompletionWriter(head, generation, usage, choices))
 
 
 def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
@@ -184,20 +179,19 @@ def _build_completion(
     )
 
 
-class _ChunkWriter:
-    """Turns deltas into events."""
+class _CompletionWriter(ChunkWriter[CompletionChoice]):
+    """Writes texts: a chunk is an answer with one choice."""
 
-    def __init__(self, encoder: ChunkEncoder[CompletionChoice], choices: _ChoiceBuilder) -> None:
-        self.encoder = encoder
+    def __init__(self, head: AnswerHead, generation: Generation, usage: UsageOptions, choices: _ChoiceBuilder) -> None:
+        super().__init__(_build_completion, head, generation, usage)
         self._choices = choices
         self._held: dict[int, list[PositionLogprobs]] = {}  # a long prompt's arrive in parts, before the first token
 
     def write(self, index: int, delta: CompletionDelta) -> bytes:
-        """Encode what a delta adds; empty where it adds nothing that is shown."""
         if delta.prompt_logprobs:
             self._held.setdefault(index, []).extend(delta.prompt_logprobs)
         is_last = delta.finish_reason is not None
         if not (delta.text or is_last or delta.logprobs or (self._choices.has_ids and delta.token_ids)):
             return b""
         choice = self._choices.build(index, delta, self._held.pop(index, []))
-        return self.encoder.encode([choice], is_last=is_last)
+        return self._encode(choice, is_last=is_last)

@@ -1,6 +1,6 @@
-"""From the fields of a request to `SamplingParams`: defaults, refusals and limits. No HTTP."""
+"""From the fields of a request to what is asked of the engine: defaults, refusals and limits. No HTTP."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -8,6 +8,7 @@ from quire_server.api.openai.schemas.requests import UNSERVED, CompletionRequest
 from quire_server.config import SchedulingPolicy
 from quire_server.errors import ContextLengthError, InvalidRequestError
 from quire_server.frontend import Frontend
+from quire_server.generation.request import GenerationRequest, Prompt
 from quire_server.sampling_params import SamplingParams
 
 T = TypeVar("T")
@@ -136,6 +137,15 @@ def build_sampling_params(
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
         logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in logit_bias.items()},
         allowed_token_ids=None if allowed is None else tuple(allowed),
+    )
+
+
+def build_generation_request(
+    request: GenerationFields, request_id: str, prompts: Sequence[Prompt]
+) -> GenerationRequest:
+    """Put prompts together with what the request says of all of them."""
+    return GenerationRequest(
+        request_id=request_id, prompts=prompts, priority=request.priority or 0, cache_salt=request.cache_salt
     )
 
 
