@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from quire_contract.phases import Readiness
+from quire_server.api.auth import PROTECTED_PATHS
 from quire_server.api.openai.schemas import answers, requests
 
 VERSION: Final = "3.1.0"
@@ -26,7 +27,6 @@ class Operation:
     """None: plain text or nothing."""
     chunk: type[msgspec.Struct] | None = None
     """What one event holds, where the answer may be a stream."""
-    is_protected: bool = False
 
 
 OPERATIONS: Final = (
@@ -37,7 +37,6 @@ OPERATIONS: Final = (
         request=requests.ChatCompletionRequest,
         response=answers.ChatCompletion,
         chunk=answers.ChatCompletionChunk,
-        is_protected=True,
     ),
     Operation(
         method="post",
@@ -46,19 +45,15 @@ OPERATIONS: Final = (
         request=requests.CompletionRequest,
         response=answers.Completion,
         chunk=answers.Completion,
-        is_protected=True,
     ),
-    Operation(method="get", path="/v1/models", summary="Names served", response=answers.ModelList, is_protected=True),
-    Operation(
-        method="get", path="/v1/models/{model}", summary="One name", response=answers.ModelCard, is_protected=True
-    ),
+    Operation(method="get", path="/v1/models", summary="Names served", response=answers.ModelList),
+    Operation(method="get", path="/v1/models/{model}", summary="One name", response=answers.ModelCard),
     Operation(
         method="post",
         path="/tokenize",
         summary="Turn text or a conversation into token ids",
         request=requests.TokenizeRequest,
         response=answers.TokenizeResponse,
-        is_protected=True,
     ),
     Operation(
         method="post",
@@ -66,7 +61,6 @@ OPERATIONS: Final = (
         summary="Turn token ids into text",
         request=requests.DetokenizeRequest,
         response=answers.DetokenizeResponse,
-        is_protected=True,
     ),
     Operation(method="get", path="/version", summary="Version of the server", response=answers.VersionResponse),
     Operation(method="get", path="/health", summary="200 while the server can answer, as vLLM has it"),
@@ -120,6 +114,6 @@ def _describe(operation: Operation, struct_to_schema: dict[type[msgspec.Struct],
         described["requestBody"] = {"required": True, "content": {_JSON: body}}
     if "{model}" in operation.path:
         described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-    if operation.is_protected:
+    if operation.path.startswith(PROTECTED_PATHS):
         described["security"] = [{"bearer": []}, {}]  # {}: no key is asked for where none is configured
     return described

@@ -7,7 +7,6 @@ only this module changes: whoever reads sees choices. Knows nothing of how answe
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
@@ -51,12 +50,11 @@ class Generation:
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
-        self.choices = request.choices
+        self._choices = [request.prompts[index] for index in request.choice_to_prompt]
         self._streams: list[CompletionStream] = []  # one for each choice
-        self._num_output_tokens = [0] * len(self.choices)
-        self._num_cached_tokens = [0] * len(self.choices)
-        nums_answers = [prompt.sampling_params.n for prompt in request.prompts]
-        self._first_choices = list(itertools.accumulate(nums_answers, initial=0))[:-1]  # of each prompt
+        self._num_output_tokens = [0] * len(self._choices)
+        self._num_cached_tokens = [0] * len(self._choices)
+        self._first_choices = [request.choice_to_prompt.index(index) for index in range(len(request.prompts))]
 
     @classmethod
     async def start(cls, frontend: Frontend, request: GenerationRequest) -> "Generation":
@@ -67,7 +65,7 @@ class Generation:
             QuireError: what `Frontend.generate` raises when it does not take a request.
         """
         generation = cls(request)
-        _check_fits(len(generation.choices), frontend)
+        _check_fits(len(generation._choices), frontend)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(generation.aclose)
             for engine_request in _build_engine_requests(frontend, request):
@@ -86,7 +84,7 @@ class Generation:
             async for index, delta in source:
                 if delta.finish_reason is FinishReason.ERROR:
                     raise QuireError(delta.error or "The engine failed on this request.")
-                if self.choices[index].sampling_params.max_tokens == 0:
+                if self._choices[index].sampling_params.max_tokens == 0:
                     delta = _without_output(delta)
                 self._num_output_tokens[index] = delta.num_output_tokens
                 self._num_cached_tokens[index] = max(self._num_cached_tokens[index], delta.num_cached_tokens)
@@ -94,7 +92,7 @@ class Generation:
 
     async def collect(self) -> list[Answer]:
         """Read every completion to its end."""
-        answers = [Answer() for _ in self.choices]
+        answers = [Answer() for _ in self._choices]
         async for index, delta in self.deltas():
             answers[index].add(delta)
         return answers

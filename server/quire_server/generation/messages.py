@@ -19,12 +19,12 @@ from quire_server.output_processor import CompletionDelta
 
 
 class MessageFinishReason(StrEnum):
-    """Why a message ended: the engine's reasons but for errors, which are raised, and what only a parser can see."""
+    """Why a message ended."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
-    TOOL_CALLS = "tool_calls"
+    TOOL_CALLS = "tool_calls"  # what only a parser can see; FinishReason.ERROR has no place here, it is raised
 
 
 class ContentFragment(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ class PlainTextParser:
 
 def build_parsers(request: GenerationRequest) -> list[MessageParser]:
     """Choose how the model's text is read: one parser for each choice. The only place where that is decided."""
-    return [PlainTextParser() for _ in request.choices]
+    return [PlainTextParser() for _ in request.choice_to_prompt]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,6 +6,7 @@ The choices of a request are numbered through: those of the first prompt first, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quire_server.errors import InvalidRequestError
 from quire_server.sampling_params import SamplingParams
 
 
@@ -20,7 +21,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """Everything that one client asked for at once."""
+    """Everything that one client asked for at once.
+
+    Raises:
+        InvalidRequestError: there is no prompt.
+    """
 
     request_id: str
     """For logs and for the engine's ids, which begin with it; two requests may have the same."""
@@ -30,10 +35,14 @@ class GenerationRequest:
     cache_salt: str | None = None
     """Only requests with an equal salt share cached prefixes."""
 
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise InvalidRequestError("At least one prompt is needed.", param="prompt")
+
     @property
-    def choices(self) -> list[Prompt]:
-        """The prompt that each choice answers."""
-        return [prompt for prompt in self.prompts for _ in range(prompt.sampling_params.n)]
+    def choice_to_prompt(self) -> list[int]:
+        """For each choice, the index of the prompt that it answers."""
+        return [index for index, prompt in enumerate(self.prompts) for _ in range(prompt.sampling_params.n)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

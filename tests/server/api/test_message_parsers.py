@@ -16,7 +16,7 @@ def parsers(monkeypatch):
     built = []
 
     def build(request):
-        built.append([CallParser() for _ in request.choices])
+        built.append([CallParser() for _ in request.choice_to_prompt])
         return built[-1]
 
     monkeypatch.setattr(chat, "build_parsers", build)

@@ -18,10 +18,10 @@ LENGTH = FinishReason.LENGTH
 
 async def test_each_choice_is_an_engine_request_in_order(world):
     request = world.ask("ab", "c", n=2, temperature=0.5, stop=("x",), priority=-3, cache_salt="s")
+    assert request.choice_to_prompt == [0, 0, 1, 1]
     generation = await Generation.start(world.frontend, request)
     sent = world.engine.requests
     assert [each.prompt_token_ids for each in sent] == [[97, 98], [97, 98], [99], [99]]
-    assert [choice.token_ids for choice in generation.choices] == [[97, 98], [97, 98], [99], [99]]
     assert len({each.request_id for each in sent}) == 4
     assert all(each.request_id.startswith("mine-") for each in sent)
     assert {(each.priority, each.cache_salt) for each in sent} == {(-3, "s")}
@@ -36,12 +36,19 @@ async def test_prompts_may_want_different_numbers_of_answers(world):
         Prompt(token_ids=[number], sampling_params=SamplingParams(n=n, max_tokens=9))
         for number, n in [(1, 1), (2, 3), (3, 2)]
     ]
-    generation = await Generation.start(world.frontend, GenerationRequest(request_id="mine", prompts=prompts))
+    request = GenerationRequest(request_id="mine", prompts=prompts)
+    assert request.choice_to_prompt == [0, 1, 1, 1, 2, 2]
+    generation = await Generation.start(world.frontend, request)
     assert [each.prompt_token_ids for each in world.engine.requests] == [[1], [2], [2], [2], [3], [3]]
     for number, cached in enumerate([1, 10, 20, 30, 100, 200]):
         world.engine.emit(number, "x", finish_reason=LENGTH, num_cached_tokens=cached)
     assert [answer.text for answer in await generation.collect()] == ["x"] * 6
     assert generation.count_tokens().num_cached_tokens == 1 + 10 + 100
+
+
+async def test_a_request_without_prompts_is_none():
+    with pytest.raises(InvalidRequestError):
+        GenerationRequest(request_id="mine", prompts=[])
 
 
 async def test_a_client_may_use_its_id_twice(world):

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
-from quire_server.api.health import get_frontend
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
 from quire_server.api.openai.head import AnswerHead, build_head
@@ -36,6 +35,7 @@ from quire_server.api.openai.schemas.answers import (
     Usage,
 )
 from quire_server.api.openai.schemas.requests import ChatCompletionRequest
+from quire_server.api.state import get_frontend
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
 from quire_server.generation.fan_out import Generation

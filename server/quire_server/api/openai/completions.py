@@ -10,7 +10,6 @@ from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
-from quire_server.api.health import get_frontend
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
@@ -26,6 +25,7 @@ from quire_server.api.openai.sampling import (
 )
 from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
 from quire_server.api.openai.schemas.requests import CompletionRequest
+from quire_server.api.state import get_frontend
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
 from quire_server.generation.fan_out import Answer, Generation
@@ -43,9 +43,10 @@ async def create_completion(http_request: Request) -> Response:
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
-    choices = _ChoiceBuilder(request, sources, frontend.tokenizer)
-    prompts = [source.prompt for source in sources]
-    generation = await Generation.start(frontend, build_generation_request(request, head.id, prompts))
+    generation_request = build_generation_request(request, head.id, [source.prompt for source in sources])
+    choice_to_source = [sources[index] for index in generation_request.choice_to_prompt]
+    choices = _ChoiceBuilder(request, choice_to_source, frontend.tokenizer)
+    generation = await Generation.start(frontend, generation_request)
     if not request.stream:
         return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
     usage = UsageOptions.of(frontend.config, request)
@@ -108,8 +109,8 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
 class _ChoiceBuilder:
     """Shapes whole completions, or consecutive pieces of them, as one request asked for them."""
 
-    def __init__(self, request: CompletionRequest, sources: Sequence[_Source], tokenizer: Tokenizer) -> None:
-        self._choices = [source for source in sources for _ in range(source.prompt.sampling_params.n)]
+    def __init__(self, request: CompletionRequest, choice_to_source: Sequence[_Source], tokenizer: Tokenizer) -> None:
+        self._choice_to_source = choice_to_source
         self._tokenizer = tokenizer
         self._has_echo = bool(request.echo)
         self._has_logprobs = request.logprobs is not None
@@ -123,7 +124,7 @@ class _ChoiceBuilder:
         self, index: int, piece: Answer | CompletionDelta, prompt_logprobs: list[PositionLogprobs]
     ) -> CompletionChoice:
         """Build the next piece of a choice; the first one carries what belongs to the prompt."""
-        source = self._choices[index]
+        source = self._choice_to_source[index]
         prompt = source.prompt
         is_first = index not in self._index_to_offset
         finish_reason = piece.finish_reason
