@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -12,11 +12,13 @@ from quire_server.api.errors import build_error
 from quire_server.api.openai.head import AnswerHead
 from quire_server.api.openai.schemas.answers import PromptTokensDetails, Usage
 from quire_server.api.openai.schemas.requests import GenerationFields
-from quire_server.api.sse import DONE, encode_event
+from quire_server.api.sse import encode_event
 from quire_server.config import ServerConfig
 from quire_server.errors import QuireError
 from quire_server.generation.fan_out import Generation
 from quire_server.output_processor import CompletionDelta
+
+DONE: Final = b"data: [DONE]\n\n"
 
 Choice = TypeVar("Choice", bound=msgspec.Struct)
 BuildChunk = Callable[[AnswerHead, list[Choice], Usage | UnsetType, str | UnsetType], msgspec.Struct]

@@ -33,6 +33,8 @@ from quire_server.generation.request import Prompt
 from quire_server.output_processor import CompletionDelta, PositionLogprobs
 from quire_server.tokens.tokenizer import Tokenizer
 
+DEFAULT_MAX_TOKENS = 16
+
 _decoder = msgspec.json.Decoder(CompletionRequest)
 
 
@@ -88,6 +90,14 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
         whole = text
     token_ids = truncate_prompt(whole, request, limits)
     check_prompt(token_ids, limits, "prompt")
+    max_tokens = fit_max_tokens(
+        request.requested_max_tokens,
+        limits,
+        len(token_ids),
+        least=0 if request.echo else 1,  # 0 scores the prompt
+        default=DEFAULT_MAX_TOKENS,
+        param="prompt",
+    )
     prompt_logprobs = request.prompt_logprobs
     if request.echo and request.logprobs is not None:
         prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
@@ -95,7 +105,7 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
         request,
         defaults,
         limits,
-        max_tokens=fit_max_tokens(request, defaults, limits, len(token_ids)),
+        max_tokens=max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=prompt_logprobs,
     )
