@@ -31,6 +31,7 @@ def test_every_package_is_typed_and_alone_in_its_folder() -> None:
         ("quire_server.api.app", ["torch", "transformers"]),
         ("quire_server.serve", ["torch", "transformers"]),
         ("quire_server.engine.core", ["torch", "numpy"]),
+        ("quire_server.generation.messages", ["torch", "starlette", "uvicorn"]),
         ("quire_gateway.app", ["torch", "numpy", "quire_server"]),
         ("quire_operator.spec", ["torch", "kubernetes", "kopf"]),
         ("quire_cli.__main__", ["torch", "starlette", "yaml"]),

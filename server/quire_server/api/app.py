@@ -1,6 +1,6 @@
 """The HTTP application: which path leads where, and what every request passes through on the way.
 
-A factory without globals: what handlers need is in the `Frontend`, at `app.state.frontend`.
+A factory without globals: what handlers need is in the `Frontend`.
 """
 
 import msgspec
@@ -16,9 +16,10 @@ from quire_server.api import health
 from quire_server.api.auth import BearerAuth
 from quire_server.api.errors import EXCEPTION_HANDLERS, json_response
 from quire_server.api.openai import chat, completions, models, tokenize
-from quire_server.api.openai.responses import VersionResponse
+from quire_server.api.openai.schemas.answers import VersionResponse
 from quire_server.api.openapi import build_openapi
 from quire_server.api.request_id import REQUEST_ID_HEADER, RequestIdEcho
+from quire_server.api.state import get_frontend, set_frontend
 from quire_server.api.version import server_version
 from quire_server.config import ServerConfig
 from quire_server.frontend import Frontend
@@ -31,7 +32,7 @@ def create_app(frontend: Frontend) -> Starlette:
         middleware=_build_middleware(frontend.config),
         exception_handlers=EXCEPTION_HANDLERS,
     )
-    app.state.frontend = frontend
+    set_frontend(app, frontend)
     return app
 
 
@@ -75,7 +76,7 @@ async def _get_version(request: Request) -> Response:
 
 
 async def _get_metrics(request: Request) -> Response:
-    metrics = health.get_frontend(request).metrics
+    metrics = get_frontend(request).metrics
     return Response(metrics.render(), headers={"Content-Type": metrics.content_type})
 
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from quire_server.api.openai.responses import ErrorInfo, ErrorResponse
+from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
 from quire_server.errors import AuthenticationError, InvalidRequestError, QuireError
 
 CLIENT_CLOSED_REQUEST: Final = 499

@@ -10,13 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from quire_contract.phases import Phase
 from quire_server.api.errors import json_response
-from quire_server.frontend import Frontend
-
-
-def get_frontend(request: Request) -> Frontend:
-    """Return what `create_app` was given."""
-    frontend: Frontend = request.app.state.frontend
-    return frontend
+from quire_server.api.state import get_frontend
 
 
 async def livez(request: Request) -> Response:

@@ -7,7 +7,8 @@ from typing import Any, Final
 import msgspec
 
 from quire_contract.phases import Readiness
-from quire_server.api.openai import responses, schemas
+from quire_server.api.auth import PROTECTED_PATHS
+from quire_server.api.openai.schemas import answers, requests
 
 VERSION: Final = "3.1.0"
 _JSON: Final = "application/json"
@@ -26,7 +27,6 @@ class Operation:
     """None: plain text or nothing."""
     chunk: type[msgspec.Struct] | None = None
     """What one event holds, where the answer may be a stream."""
-    is_protected: bool = False
 
 
 OPERATIONS: Final = (
@@ -34,41 +34,35 @@ OPERATIONS: Final = (
         method="post",
         path="/v1/chat/completions",
         summary="Answer a conversation",
-        request=schemas.ChatCompletionRequest,
-        response=responses.ChatCompletion,
-        chunk=responses.ChatCompletionChunk,
-        is_protected=True,
+        request=requests.ChatCompletionRequest,
+        response=answers.ChatCompletion,
+        chunk=answers.ChatCompletionChunk,
     ),
     Operation(
         method="post",
         path="/v1/completions",
         summary="Continue a text",
-        request=schemas.CompletionRequest,
-        response=responses.Completion,
-        chunk=responses.Completion,
-        is_protected=True,
+        request=requests.CompletionRequest,
+        response=answers.Completion,
+        chunk=answers.Completion,
     ),
-    Operation(method="get", path="/v1/models", summary="Names served", response=responses.ModelList, is_protected=True),
-    Operation(
-        method="get", path="/v1/models/{model}", summary="One name", response=responses.ModelCard, is_protected=True
-    ),
+    Operation(method="get", path="/v1/models", summary="Names served", response=answers.ModelList),
+    Operation(method="get", path="/v1/models/{model}", summary="One name", response=answers.ModelCard),
     Operation(
         method="post",
         path="/tokenize",
         summary="Turn text or a conversation into token ids",
-        request=schemas.TokenizeRequest,
-        response=responses.TokenizeResponse,
-        is_protected=True,
+        request=requests.TokenizeRequest,
+        response=answers.TokenizeResponse,
     ),
     Operation(
         method="post",
         path="/detokenize",
         summary="Turn token ids into text",
-        request=schemas.DetokenizeRequest,
-        response=responses.DetokenizeResponse,
-        is_protected=True,
+        request=requests.DetokenizeRequest,
+        response=answers.DetokenizeResponse,
     ),
-    Operation(method="get", path="/version", summary="Version of the server", response=responses.VersionResponse),
+    Operation(method="get", path="/version", summary="Version of the server", response=answers.VersionResponse),
     Operation(method="get", path="/health", summary="200 while the server can answer, as vLLM has it"),
     Operation(method="get", path="/ping", summary="The same as /health"),
     Operation(method="post", path="/ping", summary="The same as /health"),
@@ -80,7 +74,7 @@ OPERATIONS: Final = (
 
 def build_openapi(version: str, operations: Sequence[Operation] = OPERATIONS) -> dict[str, Any]:
     """Describe the operations; a new dictionary each time."""
-    structs: list[type[msgspec.Struct]] = [responses.ErrorResponse]
+    structs: list[type[msgspec.Struct]] = [answers.ErrorResponse]
     for operation in operations:
         structs += [struct for struct in (operation.request, operation.response, operation.chunk) if struct]
     structs = list(dict.fromkeys(structs))
@@ -109,7 +103,7 @@ def _describe(operation: Operation, struct_to_schema: dict[type[msgspec.Struct],
     success: dict[str, Any] = {"description": "Success."}
     if content:
         success["content"] = content
-    error_schema = {_JSON: {"schema": struct_to_schema[responses.ErrorResponse]}}
+    error_schema = {_JSON: {"schema": struct_to_schema[answers.ErrorResponse]}}
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": f"{operation.method}{operation.path}".replace("/", "_").replace("{", "").replace("}", ""),
@@ -120,6 +114,6 @@ def _describe(operation: Operation, struct_to_schema: dict[type[msgspec.Struct],
         described["requestBody"] = {"required": True, "content": {_JSON: body}}
     if "{model}" in operation.path:
         described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-    if operation.is_protected:
+    if operation.path.startswith(PROTECTED_PATHS):
         described["security"] = [{"bearer": []}, {}]  # {}: no key is asked for where none is configured
     return described

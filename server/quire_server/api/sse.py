@@ -6,13 +6,11 @@ that leaves ends the work done for it, even where the source never began to run.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-
-DONE: Final = b"data: [DONE]\n\n"
 
 _encode = msgspec.json.Encoder().encode
 T = TypeVar("T")

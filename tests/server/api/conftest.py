@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-import tokenizers
 from starlette.applications import Starlette
+from tiny_model import save_byte_tokenizer
 
 from quire_server.api.app import create_app
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
@@ -42,14 +42,7 @@ def anyio_backend() -> str:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """Bytes as tokens, and three special ones."""
     path = tmp_path_factory.mktemp("tokenizer")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
-    backend.save(str(path / "tokenizer.json"))
-    config = {"eos_token": "<|endoftext|>", "chat_template": CHAT_TEMPLATE}
-    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    save_byte_tokenizer(path, CHAT_TEMPLATE)
     return load_tokenizer(path)
 
 

@@ -4,7 +4,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quire_server.api.app import build_routes
-from quire_server.api.openai import responses
+from quire_server.api.openai.schemas import answers
 
 pytestmark = pytest.mark.anyio
 
@@ -93,8 +93,8 @@ async def test_answers_match_their_description(world):
         Draft202012Validator(schema).validate(value)
 
     world.engine.answer("x", "y")
-    check(responses.ChatCompletion.__name__, (await world.chat()).json())
-    check(responses.Completion.__name__, (await world.complete(echo=True, return_token_ids=True)).json())
-    check(responses.ModelList.__name__, (await world.http.get("/v1/models")).json())
-    check(responses.ErrorResponse.__name__, (await world.chat(model="x")).json())
+    check(answers.ChatCompletion.__name__, (await world.chat()).json())
+    check(answers.Completion.__name__, (await world.complete(echo=True, return_token_ids=True)).json())
+    check(answers.ModelList.__name__, (await world.http.get("/v1/models")).json())
+    check(answers.ErrorResponse.__name__, (await world.chat(model="x")).json())
     check("Readiness", (await world.http.get("/readyz")).json())

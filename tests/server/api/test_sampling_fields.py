@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_server.api.openai.schemas import UNSERVED, ChatCompletionRequest, CompletionRequest
+from quire_server.api.openai.schemas.requests import UNSERVED, ChatCompletionRequest, CompletionRequest
 
 pytestmark = pytest.mark.anyio
 

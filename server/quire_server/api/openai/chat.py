@@ -1,47 +1,52 @@
 """POST /v1/chat/completions."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
-from quire_server.api.health import get_frontend
+from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
-from quire_server.api.openai.generation import (
-    Answer,
-    Generation,
-    Prompt,
-    ReplyHead,
-    answer_whole,
-    build_head,
-    stream_events,
-    wants_usage,
-)
+from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_chat_logprobs, build_prompt_logprobs
-from quire_server.api.openai.responses import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ResponseMessage,
-)
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
+    build_generation_request,
     build_sampling_params,
     check_prompt,
     fit_max_tokens,
     refuse_unserved,
     truncate_prompt,
 )
-from quire_server.api.openai.schemas import ChatCompletionRequest
-from quire_server.api.sse import EventStream, encode_event
+from quire_server.api.openai.schemas.answers import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ResponseMessage,
+    Usage,
+)
+from quire_server.api.openai.schemas.requests import ChatCompletionRequest
+from quire_server.api.state import get_frontend
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
+from quire_server.generation.fan_out import Generation
+from quire_server.generation.messages import (
+    Message,
+    MessageDelta,
+    MessageParser,
+    build_parsers,
+    collect_messages,
+)
+from quire_server.generation.request import Prompt
 from quire_server.output_processor import CompletionDelta
 from quire_server.sampling_params import MAX_LOGPROBS
 
@@ -55,13 +60,14 @@ async def create_chat_completion(http_request: Request) -> Response:
     head = build_head(http_request, frontend, request, prefix="chatcmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     prompt = await _build_prompt(frontend, request)
-    generation = await Generation.start(frontend, request, [prompt], head.id)
-    role = _role(frontend, request)
+    shape = _Shape.of(request, prompt, frontend.config.response_role)
+    generation_request = build_generation_request(request, head.id, [prompt])
+    parsers = build_parsers(generation_request)
+    generation = await Generation.start(frontend, generation_request)
     if not request.stream:
-        build = functools.partial(_build_whole, request, head, role, generation)
-        return await answer_whole(http_request, generation, build)
-    writer = _ChunkWriter(request, head, role, generation, *wants_usage(frontend, request))
-    return EventStream(stream_events(generation, writer.build_chunk, writer.build_last), generation.aclose)
+        return await answer_whole(http_request, generation, _build_whole(head, shape, generation, parsers))
+    usage = UsageOptions.of(frontend.config, request)
+    return answer_stream(generation, _ChatWriter(head, generation, usage, shape, parsers))
 
 
 async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> Prompt:
@@ -81,15 +87,18 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
     token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))
     token_ids = truncate_prompt(token_ids, request, limits)
     check_prompt(token_ids, limits, "messages")
+    max_tokens = fit_max_tokens(
+        request.requested_max_tokens, limits, len(token_ids), default=defaults.max_tokens, param="messages"
+    )
     sampling_params = build_sampling_params(
         request,
         defaults,
         limits,
-        max_tokens=fit_max_tokens(request, defaults, limits, len(token_ids)),
+        max_tokens=max_tokens,
         logprobs=_num_logprobs(request),
         prompt_logprobs=request.prompt_logprobs,
     )
-    return Prompt(token_ids=token_ids, sampling_params=sampling_params, echo=_echo(frontend, request))
+    return Prompt(token_ids=token_ids, sampling_params=sampling_params)
 
 
 def _num_logprobs(request: ChatCompletionRequest) -> int | None:
@@ -101,112 +110,135 @@ def _num_logprobs(request: ChatCompletionRequest) -> int | None:
     return num_top if request.logprobs else None
 
 
-def _role(frontend: Frontend, request: ChatCompletionRequest) -> str:
-    is_new_turn = request.add_generation_prompt is not False and not request.continue_final_message
-    return frontend.config.response_role if is_new_turn else request.messages[-1].role
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shape:
+    """What of an answer is shown, as one request asked for it."""
 
+    prompt: Prompt
+    role: str
+    echo: str
+    """What of the conversation the answer begins with."""
+    has_logprobs: bool
+    has_prompt_logprobs: bool
+    has_ids: bool
+    as_ids: bool
+    """Whether tokens are named by their ids."""
 
-def _echo(frontend: Frontend, request: ChatCompletionRequest) -> str:
-    last = request.messages[-1]
-    is_shown = request.echo and last.role == _role(frontend, request)
-    return "\n".join(content_texts(last, f"messages[{len(request.messages) - 1}].content")) if is_shown else ""
-
-
-def _build_whole(
-    request: ChatCompletionRequest, head: ReplyHead, role: str, generation: Generation, answers: list[Answer]
-) -> ChatCompletion:
-    prompt = generation.prompt_of(0)
-    as_ids = bool(request.return_tokens_as_token_ids)
-    choices = [
-        ChatChoice(
-            index=index,
-            message=ResponseMessage(role=role, content=prompt.echo + answer.text),
-            logprobs=build_chat_logprobs(answer.logprobs, as_ids=as_ids) if request.logprobs else None,
-            finish_reason=answer.finish_reason,
-            stop_reason=answer.stop_reason,
-            token_ids=answer.token_ids if request.return_token_ids else UNSET,
+    @classmethod
+    def of(cls, request: ChatCompletionRequest, prompt: Prompt, response_role: str) -> "_Shape":
+        last = request.messages[-1]
+        is_new_turn = request.add_generation_prompt is not False and not request.continue_final_message
+        role = response_role if is_new_turn else last.role
+        is_echoed = request.echo and last.role == role
+        texts = content_texts(last, f"messages[{len(request.messages) - 1}].content") if is_echoed else ()
+        return cls(
+            prompt=prompt,
+            role=role,
+            echo="\n".join(texts),
+            has_logprobs=bool(request.logprobs),
+            has_prompt_logprobs=request.prompt_logprobs is not None,
+            has_ids=bool(request.return_token_ids),
+            as_ids=bool(request.return_tokens_as_token_ids),
         )
-        for index, answer in enumerate(answers)
-    ]
-    has_prompt_logprobs = request.prompt_logprobs is not None
+
+
+async def _build_whole(
+    head: AnswerHead, shape: _Shape, generation: Generation, parsers: Sequence[MessageParser]
+) -> ChatCompletion:
+    messages = await collect_messages(generation, parsers)
+    prompt_logprobs = messages[0].answer.prompt_logprobs
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=choices,
-        usage=generation.usage(),
+        choices=[_build_choice(shape, index, message) for index, message in enumerate(messages)],
+        usage=build_usage(generation),
         system_fingerprint=head.system_fingerprint,
-        prompt_logprobs=build_prompt_logprobs(answers[0].prompt_logprobs) if has_prompt_logprobs else UNSET,
-        prompt_token_ids=prompt.token_ids if request.return_token_ids else UNSET,
+        prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if shape.has_prompt_logprobs else UNSET,
+        prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET,
     )
 
 
-class _ChunkWriter:
-    """Turns deltas into events. Per choice the first has the role, the last the finish reason."""
+def _build_choice(shape: _Shape, index: int, message: Message) -> ChatChoice:
+    answer = message.answer
+    return ChatChoice(
+        index=index,
+        message=ResponseMessage(role=shape.role, content=shape.echo + message.content),
+        logprobs=build_chat_logprobs(answer.logprobs, as_ids=shape.as_ids) if shape.has_logprobs else None,
+        finish_reason=message.finish_reason,
+        stop_reason=answer.stop_reason,
+        token_ids=answer.token_ids if shape.has_ids else UNSET,
+    )
+
+
+class _ChatWriter(ChunkWriter[ChatChunkChoice]):
+    """Writes messages. Per choice the first chunk has the role, the last the finish reason."""
 
     def __init__(
         self,
-        request: ChatCompletionRequest,
-        head: ReplyHead,
-        role: str,
+        head: AnswerHead,
         generation: Generation,
-        has_usage: bool,
-        has_continuous_usage: bool,
+        usage: UsageOptions,
+        shape: _Shape,
+        parsers: Sequence[MessageParser],
     ) -> None:
-        self._head = head
-        self._role = role
-        self._generation = generation
-        self._has_usage = has_usage
-        self._has_continuous_usage = has_continuous_usage
-        self._has_ids = bool(request.return_token_ids)
-        self._as_ids = bool(request.return_tokens_as_token_ids)
+        super().__init__(_build_chunk, head, generation, usage)
+        self._shape = shape
+        self._parsers = parsers
         self._started: set[int] = set()
 
-    def build_chunk(self, index: int, delta: CompletionDelta) -> bytes:
-        """Encode what a delta adds; empty where it adds nothing that is shown."""
+    def write(self, index: int, delta: CompletionDelta) -> bytes:
         first = b"" if index in self._started else self._start(index)
-        finish_reason = delta.finish_reason
-        if not (delta.text or finish_reason or delta.logprobs or (self._has_ids and delta.token_ids)):
+        message = self._parsers[index].feed(delta)
+        finish_reason = message.finish_reason
+        has_ids = self._shape.has_ids
+        if not (message.fragments or finish_reason or delta.logprobs or (has_ids and delta.token_ids)):
             return first
         choice = ChatChunkChoice(
             index=index,
-            delta=ChatDelta(content=delta.text) if delta.text or finish_reason is None else ChatDelta(),
-            logprobs=build_chat_logprobs(delta.logprobs, as_ids=self._as_ids) if delta.logprobs else None,
+            delta=_build_delta(message),
+            logprobs=build_chat_logprobs(delta.logprobs, as_ids=self._shape.as_ids) if delta.logprobs else None,
             finish_reason=finish_reason,
             stop_reason=UNSET if finish_reason is None else delta.stop_reason,
-            token_ids=list(delta.token_ids) if self._has_ids else UNSET,
+            token_ids=list(delta.token_ids) if has_ids else UNSET,
         )
-        return first + self._encode([choice], is_last=finish_reason is not None)
-
-    def build_last(self) -> bytes:
-        """Encode the usage, where it was asked for."""
-        return self._encode([], has_usage=True, is_last=True) if self._has_usage else b""
+        return first + self._encode(choice, is_last=finish_reason is not None)
 
     def _start(self, index: int) -> bytes:
         self._started.add(index)
-        prompt = self._generation.prompt_of(index)
-        choice = ChatChunkChoice(index=index, delta=ChatDelta(role=self._role, content=""))
-        first = self._encode([choice], prompt_token_ids=prompt.token_ids if self._has_ids else UNSET)
-        if prompt.echo:
-            first += self._encode([ChatChunkChoice(index=index, delta=ChatDelta(content=prompt.echo))])
+        shape = self._shape
+        build_chunk = functools.partial(
+            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET
+        )
+        choice = ChatChunkChoice(index=index, delta=ChatDelta(role=shape.role, content=""))
+        first = self._encode(choice, build_chunk=build_chunk)
+        if shape.echo:
+            first += self._encode(ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo)))
         return first
 
-    def _encode(
-        self,
-        choices: list[ChatChunkChoice],
-        *,
-        prompt_token_ids: list[int] | UnsetType = UNSET,
-        has_usage: bool = False,
-        is_last: bool = False,
-    ) -> bytes:
-        return encode_event(
-            ChatCompletionChunk(
-                id=self._head.id,
-                created=self._head.created,
-                model=self._head.model,
-                choices=choices,
-                usage=self._generation.usage() if has_usage or self._has_continuous_usage else UNSET,
-                system_fingerprint=self._head.system_fingerprint if is_last else UNSET,
-                prompt_token_ids=prompt_token_ids,
-            )
-        )
+
+def _build_delta(message: MessageDelta) -> ChatDelta:
+    if not message.fragments and message.finish_reason is not None:
+        return ChatDelta()
+    content = ""
+    for fragment in message.fragments:
+        content += fragment.text
+    return ChatDelta(content=content)
+
+
+def _build_chunk(
+    head: AnswerHead,
+    choices: list[ChatChunkChoice],
+    usage: Usage | UnsetType,
+    fingerprint: str | UnsetType,
+    prompt_token_ids: list[int] | UnsetType = UNSET,
+) -> ChatCompletionChunk:
+    return ChatCompletionChunk(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=choices,
+        usage=usage,
+        system_fingerprint=fingerprint,
+        prompt_token_ids=prompt_token_ids,
+    )

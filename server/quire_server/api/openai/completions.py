@@ -1,42 +1,39 @@
 """POST /v1/completions."""
 
-import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.body import decode_body
-from quire_server.api.health import get_frontend
-from quire_server.api.openai.generation import (
-    Answer,
-    Generation,
-    Prompt,
-    ReplyHead,
-    answer_whole,
-    build_head,
-    stream_events,
-    wants_usage,
-)
+from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
+from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
-from quire_server.api.openai.responses import Completion, CompletionChoice, CompletionLogprobs
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
+    build_generation_request,
     build_sampling_params,
     check_prompt,
     fit_max_tokens,
     refuse_unserved,
     truncate_prompt,
 )
-from quire_server.api.openai.schemas import CompletionRequest
-from quire_server.api.sse import EventStream, encode_event
+from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
+from quire_server.api.openai.schemas.requests import CompletionRequest
+from quire_server.api.state import get_frontend
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
+from quire_server.generation.fan_out import Answer, Generation
+from quire_server.generation.request import Prompt
 from quire_server.output_processor import CompletionDelta, PositionLogprobs
 from quire_server.tokens.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 16
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 
@@ -47,13 +44,15 @@ async def create_completion(http_request: Request) -> Response:
     request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
-    prompts = [await _build_prompt(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
-    generation = await Generation.start(frontend, request, prompts, head.id)
-    choices = _ChoiceBuilder(request, generation, frontend.tokenizer)
+    sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
+    generation_request = build_generation_request(request, head.id, [source.prompt for source in sources])
+    choice_to_source = [sources[index] for index in generation_request.choice_to_prompt]
+    choices = _ChoiceBuilder(request, choice_to_source, frontend.tokenizer)
+    generation = await Generation.start(frontend, generation_request)
     if not request.stream:
-        return await answer_whole(http_request, generation, functools.partial(_build_whole, head, choices, generation))
-    writer = _ChunkWriter(head, choices, generation, *wants_usage(frontend, request))
-    return EventStream(stream_events(generation, writer.build_chunk, writer.build_last), generation.aclose)
+        return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
+    usage = UsageOptions.of(frontend.config, request)
+    return answer_stream(generation, _CompletionWriter(head, generation, usage, choices))
 
 
 def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
@@ -73,7 +72,16 @@ def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str 
     return prompts
 
 
-async def _build_prompt(frontend: Frontend, request: CompletionRequest, text: str | list[int]) -> Prompt:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What choices continue."""
+
+    prompt: Prompt
+    echo: str
+    """What `echo` puts before the answer."""
+
+
+async def _build_source(frontend: Frontend, request: CompletionRequest, text: str | list[int]) -> _Source:
     limits = ModelLimits.of(frontend)
     defaults = SamplingDefaults(**frontend.generation_defaults)
     if isinstance(text, str):
@@ -82,6 +90,14 @@ async def _build_prompt(frontend: Frontend, request: CompletionRequest, text: st
         whole = text
     token_ids = truncate_prompt(whole, request, limits)
     check_prompt(token_ids, limits, "prompt")
+    max_tokens = fit_max_tokens(
+        request.requested_max_tokens,
+        limits,
+        len(token_ids),
+        least=0 if request.echo else 1,  # 0 scores the prompt
+        default=DEFAULT_MAX_TOKENS,
+        param="prompt",
+    )
     prompt_logprobs = request.prompt_logprobs
     if request.echo and request.logprobs is not None:
         prompt_logprobs = max(request.logprobs, prompt_logprobs or 0)
@@ -89,21 +105,22 @@ async def _build_prompt(frontend: Frontend, request: CompletionRequest, text: st
         request,
         defaults,
         limits,
-        max_tokens=fit_max_tokens(request, defaults, limits, len(token_ids)),
+        max_tokens=max_tokens,
         logprobs=request.logprobs,
         prompt_logprobs=prompt_logprobs,
     )
     echo = text if isinstance(text, str) and token_ids is whole else ""
     if request.echo and not echo:
         echo = frontend.tokenizer.decode(token_ids, sampling_params.skip_special_tokens)
-    return Prompt(token_ids=token_ids, sampling_params=sampling_params, echo=echo if request.echo else "")
+    prompt = Prompt(token_ids=token_ids, sampling_params=sampling_params)
+    return _Source(prompt=prompt, echo=echo if request.echo else "")
 
 
 class _ChoiceBuilder:
     """Shapes whole completions, or consecutive pieces of them, as one request asked for them."""
 
-    def __init__(self, request: CompletionRequest, generation: Generation, tokenizer: Tokenizer) -> None:
-        self._generation = generation
+    def __init__(self, request: CompletionRequest, choice_to_source: Sequence[_Source], tokenizer: Tokenizer) -> None:
+        self._choice_to_source = choice_to_source
         self._tokenizer = tokenizer
         self._has_echo = bool(request.echo)
         self._has_logprobs = request.logprobs is not None
@@ -117,12 +134,13 @@ class _ChoiceBuilder:
         self, index: int, piece: Answer | CompletionDelta, prompt_logprobs: list[PositionLogprobs]
     ) -> CompletionChoice:
         """Build the next piece of a choice; the first one carries what belongs to the prompt."""
-        prompt = self._generation.prompt_of(index)
+        source = self._choice_to_source[index]
+        prompt = source.prompt
         is_first = index not in self._index_to_offset
         finish_reason = piece.finish_reason
         return CompletionChoice(
             index=index,
-            text=prompt.echo + piece.text if is_first else piece.text,
+            text=source.echo + piece.text if is_first else piece.text,
             logprobs=self._build_logprobs(index, prompt, piece.logprobs, prompt_logprobs, is_first),
             finish_reason=finish_reason,
             stop_reason=UNSET if finish_reason is None else piece.stop_reason,
@@ -153,57 +171,38 @@ class _ChoiceBuilder:
         return built if built.tokens else None
 
 
-def _build_whole(head: ReplyHead, choices: _ChoiceBuilder, generation: Generation, answers: list[Answer]) -> Completion:
+async def _build_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Completion:
+    answers = await generation.collect()
+    built = [choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)]
+    return _build_completion(head, built, build_usage(generation), head.system_fingerprint)
+
+
+def _build_completion(
+    head: AnswerHead, choices: list[CompletionChoice], usage: Usage | UnsetType, fingerprint: str | UnsetType
+) -> Completion:
     return Completion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)],
-        usage=generation.usage(),
-        system_fingerprint=head.system_fingerprint,
+        choices=choices,
+        usage=usage,
+        system_fingerprint=fingerprint,
     )
 
 
-class _ChunkWriter:
-    """Turns deltas into events."""
+class _CompletionWriter(ChunkWriter[CompletionChoice]):
+    """Writes texts: a chunk is an answer with one choice."""
 
-    def __init__(
-        self,
-        head: ReplyHead,
-        choices: _ChoiceBuilder,
-        generation: Generation,
-        has_usage: bool,
-        has_continuous_usage: bool,
-    ) -> None:
-        self._head = head
+    def __init__(self, head: AnswerHead, generation: Generation, usage: UsageOptions, choices: _ChoiceBuilder) -> None:
+        super().__init__(_build_completion, head, generation, usage)
         self._choices = choices
-        self._generation = generation
-        self._has_usage = has_usage
-        self._has_continuous_usage = has_continuous_usage
         self._held: dict[int, list[PositionLogprobs]] = {}  # a long prompt's arrive in parts, before the first token
 
-    def build_chunk(self, index: int, delta: CompletionDelta) -> bytes:
-        """Encode what a delta adds; empty where it adds nothing that is shown."""
+    def write(self, index: int, delta: CompletionDelta) -> bytes:
         if delta.prompt_logprobs:
             self._held.setdefault(index, []).extend(delta.prompt_logprobs)
-        is_shown = delta.text or delta.finish_reason or delta.logprobs or (self._choices.has_ids and delta.token_ids)
-        if not is_shown:
+        is_last = delta.finish_reason is not None
+        if not (delta.text or is_last or delta.logprobs or (self._choices.has_ids and delta.token_ids)):
             return b""
         choice = self._choices.build(index, delta, self._held.pop(index, []))
-        return self._encode([choice], is_last=delta.finish_reason is not None)
-
-    def build_last(self) -> bytes:
-        """Encode the usage, where it was asked for."""
-        return self._encode([], has_usage=True, is_last=True) if self._has_usage else b""
-
-    def _encode(self, choices: list[CompletionChoice], *, has_usage: bool = False, is_last: bool = False) -> bytes:
-        return encode_event(
-            Completion(
-                id=self._head.id,
-                created=self._head.created,
-                model=self._head.model,
-                choices=choices,
-                usage=self._generation.usage() if has_usage or self._has_continuous_usage else UNSET,
-                system_fingerprint=self._head.system_fingerprint if is_last else UNSET,
-            )
-        )
+        return self._encode(choice, is_last=is_last)

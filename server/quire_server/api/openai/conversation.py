@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from quire_server.api.openai.schemas import ChatMessage, ContentPart
+from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import LONG_TEXT_CHARS, Frontend
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from quire_server.api.openai.responses import (
+from quire_server.api.openai.schemas.answers import (
     ChatLogprob,
     ChatLogprobs,
     CompletionLogprobs,

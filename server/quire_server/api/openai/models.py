@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.errors import json_response
-from quire_server.api.health import get_frontend
-from quire_server.api.openai.responses import ModelCard, ModelList, ModelPermission
+from quire_server.api.openai.schemas.answers import ModelCard, ModelList, ModelPermission
+from quire_server.api.state import get_frontend
 from quire_server.errors import ModelNotFoundError
 from quire_server.frontend import Frontend
 

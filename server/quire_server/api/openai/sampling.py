@@ -1,20 +1,20 @@
-"""From the fields of a request to `SamplingParams`: defaults, refusals and limits. No HTTP."""
+"""From the fields of a request to what is asked of the engine: defaults, refusals and limits. No HTTP."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quire_server.api.openai.schemas import UNSERVED, CompletionRequest, GenerationFields
+from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
 from quire_server.config import SchedulingPolicy
 from quire_server.errors import ContextLengthError, InvalidRequestError
 from quire_server.frontend import Frontend
+from quire_server.generation.request import GenerationRequest, Prompt
 from quire_server.sampling_params import SamplingParams
 
 T = TypeVar("T")
 
 MAX_N = 128
 LOGIT_BIAS_LIMIT = 100.0
-COMPLETION_MAX_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,30 +139,43 @@ def build_sampling_params(
     )
 
 
-def fit_max_tokens(request: GenerationFields, defaults: SamplingDefaults, limits: ModelLimits, prompt_len: int) -> int:
+def build_generation_request(
+    request: GenerationFields, request_id: str, prompts: Sequence[Prompt]
+) -> GenerationRequest:
+    """Put prompts together with what the request says of all of them."""
+    return GenerationRequest(
+        request_id=request_id, prompts=prompts, priority=request.priority or 0, cache_salt=request.cache_salt
+    )
+
+
+def fit_max_tokens(
+    requested: int | None, limits: ModelLimits, prompt_len: int, *, least: int = 1, default: int | None, param: str
+) -> int:
     """Choose how many tokens may be generated after a prompt of `prompt_len` tokens.
 
+    Args:
+        requested: what the client asks for, at least `least`.
+        default: where it asks for nothing; None: what there is room for.
+        param: the field that the prompt came from.
+
     Raises:
+        InvalidRequestError: `requested` is too small.
         ContextLengthError: prompt and answer do not fit the model's context.
     """
-    is_text = isinstance(request, CompletionRequest)
-    requested = request.requested_max_tokens
-    if requested is not None and requested < (0 if is_text and request.echo else 1):
+    if requested is not None and requested < least:
         raise InvalidRequestError(f"max_tokens must be at least 1, got {requested}.", param="max_tokens")
     room = limits.max_model_len - prompt_len
     needed = 1 if requested is None else requested
     if needed > room:
         raise ContextLengthError(
             f"This model's maximum context length is {limits.max_model_len} tokens. However, you requested "
-            f"{prompt_len + needed} tokens ({prompt_len} in the {'prompt' if is_text else 'messages'}, {needed} in the "
-            f"completion). Please reduce the length of the {'prompt' if is_text else 'messages'} or completion.",
-            param="prompt" if is_text else "messages",
+            f"{prompt_len + needed} tokens ({prompt_len} in the {param}, {needed} in the completion). "
+            f"Please reduce the length of the {param} or completion.",
+            param=param,
         )
     if requested is not None:
         return requested
-    if is_text:
-        return min(room, COMPLETION_MAX_TOKENS)
-    return min(room, _or(defaults.max_tokens, room))
+    return room if default is None else min(room, default)
 
 
 def _check_choices(request: GenerationFields, defaults: SamplingDefaults) -> None:

@@ -6,12 +6,12 @@ from starlette.responses import Response
 
 from quire_server.api.body import decode_body
 from quire_server.api.errors import json_response
-from quire_server.api.health import get_frontend
 from quire_server.api.openai.conversation import render_conversation
 from quire_server.api.openai.models import resolve_model
-from quire_server.api.openai.responses import DetokenizeResponse, TokenizeResponse
 from quire_server.api.openai.sampling import ModelLimits, check_token_ids
-from quire_server.api.openai.schemas import DetokenizeRequest, TokenizeRequest
+from quire_server.api.openai.schemas.answers import DetokenizeResponse, TokenizeResponse
+from quire_server.api.openai.schemas.requests import DetokenizeRequest, TokenizeRequest
+from quire_server.api.state import get_frontend
 from quire_server.errors import InvalidRequestError
 from quire_server.frontend import Frontend
 

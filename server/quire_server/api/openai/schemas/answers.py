@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from quire_server.engine.request import FinishReason
+from quire_server.generation.messages import MessageFinishReason
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +74,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: ResponseMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: MessageFinishReason | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
 
@@ -101,7 +102,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: MessageFinishReason | None = None
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 

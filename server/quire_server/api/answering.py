@@ -1,0 +1,62 @@
+"""Answering over HTTP: whole or as events, and nothing goes on after a client that leaves.
+
+Knows no dialect: what is said is made by a writer, or by the work that ends in the whole answer.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, Coroutine, Iterable
+from typing import Any, Protocol
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire_server.api.errors import CLIENT_CLOSED_REQUEST, json_response
+from quire_server.api.sse import ClientDisconnectedError, EventStream, run_until_disconnect
+from quire_server.errors import QuireError
+from quire_server.generation.fan_out import Generation
+from quire_server.output_processor import CompletionDelta
+
+
+class EventWriter(Protocol):
+    """Writes one answer as one dialect's events."""
+
+    def write(self, index: int, delta: CompletionDelta) -> bytes:
+        """Return the events that a choice's delta makes; empty where it adds nothing that is shown."""
+        ...
+
+    def write_end(self, error: QuireError | None) -> Iterable[bytes]:
+        """Return the events that end the stream: after an error, or after every choice has come to its end."""
+        ...
+
+
+def answer_stream(generation: Generation, writer: EventWriter) -> Response:
+    """Answer with events as the deltas come."""
+    return EventStream(_write_events(generation, writer), generation.aclose)
+
+
+async def answer_whole(
+    http_request: Request, generation: Generation, work: Coroutine[Any, Any, msgspec.Struct]
+) -> Response:
+    """Answer with what `work` returns, which reads the generation to its end."""
+    try:
+        answer = await run_until_disconnect(http_request.receive, work)
+    except ClientDisconnectedError:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        await generation.aclose()
+    return json_response(answer)
+
+
+async def _write_events(generation: Generation, writer: EventWriter) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a stream; after its start, an error can only be told as one of them."""
+    error: QuireError | None = None
+    try:
+        async with contextlib.aclosing(generation.deltas()) as deltas:
+            async for index, delta in deltas:
+                if events := writer.write(index, delta):
+                    yield events
+    except QuireError as raised:
+        error = raised
+    for event in writer.write_end(error):
+        yield event
