@@ -61,9 +61,7 @@ class EngineCore:
         try:
             self._scheduler.add_request(request)
         except InvalidRequestError as error:
-            self._pending_outputs.append(
-                RequestOutput(request_id=request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
-            )
+            self._pending_outputs.append(RequestOutput.failed(request.request_id, error))
 
     def abort_requests(self, request_ids: list[str]) -> None:
         """End requests, at any moment. Those that were live get an output at the next step; others are ignored."""

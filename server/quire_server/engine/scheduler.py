@@ -158,8 +158,6 @@ class Scheduler:
         num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.max_tokens
         if request.request_id in self._requests:
             raise InvalidRequestError(f"The request id {request.request_id!r} is already in use.", "request_id")
-        if num_prompt_tokens == 0:
-            raise InvalidRequestError("The prompt is empty: it must have at least one token.", "prompt")
         if num_prompt_tokens + max_tokens > self._max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._max_model_len} tokens. However, you requested "

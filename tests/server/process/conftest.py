@@ -30,7 +30,7 @@ def build_request(request_id: str, num_tokens: int = 5, **params: Any) -> Engine
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=list(range(65, 65 + num_tokens)),
-        sampling_params=SamplingParams(max_tokens=1000, **params),
+        params=SamplingParams(max_tokens=1000, **params),
         arrival_time=50.0,
     )
 

@@ -8,6 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.errors import ContextLengthError
 from quire_server.output_processor import MIN_LOGPROB, CompletionDelta, OutputProcessor
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -128,5 +129,8 @@ def test_without_detokenization_there_are_ids_alone(tokenizer: Tokenizer, make_r
 
 def test_an_error_is_passed_on(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
     processor = OutputProcessor(tokenizer, make_request("r"))
-    delta = processor.process(output_of(finish_reason=FinishReason.ERROR, error="no room"))
-    assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, "no room")
+    delta = processor.process(RequestOutput.failed("r", ContextLengthError("no room", "prompt")))
+    assert delta.finish_reason is FinishReason.ERROR
+    assert isinstance(delta.error, ContextLengthError)
+    assert (str(delta.error), delta.error.param) == ("no room", "prompt")
+    assert processor.is_finished

@@ -21,6 +21,7 @@ from quire_contract.paths import TERMINATION_LOG_ENV
 from quire_contract.phases import Phase
 from quire_contract.termination import decode_termination
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.engine.calls import Call, Reply, ResetPrefixCache
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.launch import EngineProcess
 from quire_server.engine.messages import (
@@ -31,7 +32,6 @@ from quire_server.engine.messages import (
     EngineReady,
     EngineStep,
     FromEngine,
-    ResetPrefixCache,
     Shutdown,
     ToEngine,
     encode,
@@ -135,7 +135,7 @@ def request(request_id: str, *, max_tokens: int = 8, **params: Any) -> EngineReq
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=PROMPT,
-        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, **params),
+        params=SamplingParams(temperature=0.0, max_tokens=max_tokens, **params),
     )
 
 
@@ -187,7 +187,7 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
     peer.send(AddRequest(request("bad bias", logit_bias={264: 1.0})))
     peer.send_bytes(b"\xc1 not msgpack")
     malformed = msgspec.msgpack.decode(encode(AddRequest(request("malformed"))))
-    malformed["request"]["sampling_params"]["temperature"] = -1.0
+    malformed["request"]["params"]["temperature"] = -1.0
     peer.send_bytes(msgspec.msgpack.encode(malformed))
     refused = peer.outputs_of("too long", "bad bias", "malformed")
     for outputs in refused.values():
@@ -201,7 +201,8 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
 
     peer.send(AddRequest(request("cached")))
     assert peer.outputs_of("cached")["cached"][0].num_cached_tokens == 12
-    peer.send(ResetPrefixCache())
+    peer.send(Call(call_id=5, method=ResetPrefixCache()))
+    assert peer.wait_for(Reply) == Reply.succeeded(5, None)
     peer.send(AddRequest(request("not cached")))
     assert peer.outputs_of("not cached")["not cached"][0].num_cached_tokens == 0
 
