@@ -128,7 +128,7 @@ class EngineLoop:
         kind, owner = _find_owner(frame)
         if kind == AddRequest.__name__ and isinstance(owner, str):
             self._refuse(owner, error)
-        elif kind == Call.__name__ and isinstance(owner, int):
+        elif kind == Call.__name__ and type(owner) is int:
             self._wire.send(Reply.failed(owner, error))
         else:
             logger.warning("Dropped a message that names nobody: %s", error)
