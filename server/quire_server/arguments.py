@@ -108,7 +108,7 @@ def _add_engine_flags(group: Any) -> None:
     group.add_argument("--enable-chunked-prefill", action=switch, help="compute long prompts over several steps")
     group.add_argument("--long-prefill-token-threshold", type=parse_size, help="most tokens of one prompt in a step")
     group.add_argument("--scheduling-policy", choices=get_args(SchedulingPolicy), help="who runs first")
-    group.add_argument("--async-scheduling", action=switch, help="schedule a step before the last one's result is there")
+    group.add_argument("--async-scheduling", action=switch, help="schedule a step before the last has ended")
     group.add_argument("--max-num-queued-reqs", type=parse_size, help="requests that may wait; more get 429")
 
 

@@ -1,9 +1,9 @@
 """The engine process: `python -m quire_server.engine_process`, started by the API process (`engine.launch`).
 
-Owns the process: its sockets, its imports, its loop and its end. Decides nothing about requests (`engine.core`) and
-computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step, and one a second when there
-is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the termination message, sent as
-EngineFailed, and ends the process with status 1. A request that is itself at fault gets an output that says so.
+Owns the process: its sockets, its imports and its end. Takes no message (`engine.loop`), decides nothing about requests
+(`engine.core`) and computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step, and one
+a second when there is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the termination
+message, sent as EngineFailed, and ends the process with status 1.
 """
 
 import contextlib
@@ -15,39 +15,21 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 
-import msgspec
 import zmq
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.config import EngineConfig
-from quire_server.engine.core import EngineCore
 from quire_server.engine.launch import receive_launch
-from quire_server.engine.messages import (
-    AbortRequests,
-    AddRequest,
-    EngineFailed,
-    EngineProgress,
-    EngineStep,
-    FromEngine,
-    ResetPrefixCache,
-    Shutdown,
-    ToEngine,
-    encode,
-    to_engine_decoder,
-)
-from quire_server.engine.output import RequestOutput
-from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.engine.validation import validate_request
-from quire_server.errors import InvalidRequestError, StartupError
+from quire_server.engine.loop import EngineLoop
+from quire_server.engine.messages import EngineFailed, EngineProgress, FromEngine, encode
+from quire_server.errors import StartupError
 from quire_server.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_MS = 1000
 SPIN_COUNT = "10000"
 """How long a thread that waits for the others spins before it sleeps. libgomp's 300000 is no faster on idle CPUs; where
 another process takes one of them, each of a step's hundreds of barriers then lasts as long as that process may run:
@@ -70,7 +52,7 @@ class EngineSockets:
         self._sender.send(encode(message))
 
     def receive(self, timeout_ms: int) -> list[bytes]:
-        """Return what has come; waits for the first message for at most `timeout_ms`."""
+        """As `engine.loop.Wire` has it."""
         frames: list[bytes] = []
         if timeout_ms > 0 and not self._receiver.poll(timeout_ms):
             return frames
@@ -87,68 +69,6 @@ class EngineSockets:
         self._context.term()
 
 
-class EngineLoop:
-    """Drains the inbox, steps, and sends what came of it."""
-
-    def __init__(self, core: EngineCore, sockets: EngineSockets, *, vocab_size: int) -> None:
-        self._core = core
-        self._sockets = sockets
-        self._vocab_size = vocab_size
-        self._refusals: list[RequestOutput] = []
-        self._is_stopping = False
-
-    def run(self) -> None:
-        """Return after Shutdown. Whatever the runner raises is passed on: the engine cannot go on."""
-        while not self._is_stopping:
-            is_idle = not self._core.has_unfinished and not self._refusals
-            for frame in self._sockets.receive(HEARTBEAT_MS if is_idle else 0):
-                self._take(frame)
-            self._step()
-
-    def _step(self) -> None:
-        outputs, self._refusals = self._refusals, []
-        now = time.time()
-        if self._core.has_unfinished:
-            outputs += self._core.step(now)
-        self._sockets.send(EngineStep(outputs=outputs, stats=self._core.stats(), time=now))
-
-    def _take(self, frame: bytes) -> None:
-        try:
-            self._handle(to_engine_decoder.decode(frame))
-        except (msgspec.DecodeError, InvalidRequestError) as error:
-            self._refuse(_find_request_id(frame), str(error))
-
-    def _handle(self, message: ToEngine) -> None:
-        match message:
-            case AddRequest(request):
-                self._add(request)
-            case AbortRequests(request_ids):
-                self._core.abort_requests(request_ids)
-            case ResetPrefixCache():
-                self._core.reset_prefix_cache()
-            case Shutdown():
-                self._is_stopping = True
-
-    def _add(self, request: EngineRequest) -> None:
-        validate_request(request, self._vocab_size)
-        self._core.add_request(request)
-
-    def _refuse(self, request_id: str | None, reason: str) -> None:
-        logger.warning("Refused request_id=%s: %s", request_id, reason)
-        if request_id is not None:
-            output = RequestOutput(request_id=request_id, finish_reason=FinishReason.ERROR, error=reason)
-            self._refusals.append(output)
-
-
-def _find_request_id(frame: bytes) -> str | None:
-    """The request id of a message that is not well-formed, so that its client hears of it."""
-    try:
-        request_id = msgspec.msgpack.decode(frame)["request"]["request_id"]
-    except (msgspec.DecodeError, KeyError, TypeError, IndexError):
-        return None
-    return request_id if isinstance(request_id, str) else None
-
-
 def run_engine(config: EngineConfig, to_engine: str, from_engine: str) -> int:
     """Serve until Shutdown or a failure. Returns the exit status of the process."""
     sockets = EngineSockets(to_engine, from_engine)
@@ -163,7 +83,7 @@ def run_engine(config: EngineConfig, to_engine: str, from_engine: str) -> int:
         gc.freeze()  # what was made so far lives until the end: 50 ms that no collection takes out of a step
         gc.enable()
         sockets.send(engine.info)
-        EngineLoop(engine.core, sockets, vocab_size=engine.info.vocab_size).run()
+        EngineLoop(engine.core, sockets, engine.info).run()
     except StartupError as error:
         logger.error("%s%s", error, f" {error.termination.hint}" if error.termination.hint else "")
         return _fail(sockets, error.termination)

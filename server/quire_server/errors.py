@@ -1,6 +1,10 @@
 """Every error the server raises on purpose, and the one table that turns them into HTTP statuses.
 
+An error crosses from one process to another as a `CodedError`, and is on the other side what it was: `encode_error`,
+`decode_error`. A class of another module (a download's) crosses as its nearest ancestor of this one.
+
 QuireError
+├── InternalError                a bug, met while working on one request or call: 500
 ├── InvalidRequestError          the client's fault: 400, naming the field
 │   ├── ContextLengthError       prompt and answer do not fit the model's context
 │   └── PayloadTooLargeError     413
@@ -18,7 +22,9 @@ QuireError
     └── OutOfMemoryError         weights or KV cache do not fit
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+import msgspec
 
 from quire_contract.termination import TerminationMessage
 
@@ -29,7 +35,14 @@ class QuireError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "InternalServerError"
     code: ClassVar[str | None] = None
+    param: str | None = None
     retry_after_s: float | None = None
+
+
+class InternalError(QuireError):
+    """A bug. The log has it whole; who asked hears that it was not their fault."""
+
+    code = "internal_error"
 
 
 class InvalidRequestError(QuireError):
@@ -141,3 +154,62 @@ class UnsupportedModelError(StartupError):
 
 class OutOfMemoryError(StartupError):
     termination_code = "OutOfMemory"
+
+
+class CodedError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A `QuireError` on its way from one process to another."""
+
+    code: str
+    """The name of its class, in `CODE_TO_CLASS`."""
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    termination: TerminationMessage | None = None
+    """Of a `StartupError`."""
+
+
+CODE_TO_CLASS: Final[dict[str, type[QuireError]]] = {
+    kind.__name__: kind
+    for kind in (
+        QuireError,
+        InternalError,
+        InvalidRequestError,
+        ContextLengthError,
+        PayloadTooLargeError,
+        ModelNotFoundError,
+        AuthenticationError,
+        QueueFullError,
+        UnavailableError,
+        ModelLoadingError,
+        DrainingError,
+        EngineDeadError,
+        StartupError,
+        ConfigError,
+        CheckpointError,
+        UnsupportedModelError,
+        OutOfMemoryError,
+    )
+}
+
+
+def encode_error(error: QuireError) -> CodedError:
+    """Make of an error what can be sent."""
+    return CodedError(
+        code=next(kind.__name__ for kind in type(error).__mro__ if CODE_TO_CLASS.get(kind.__name__) is kind),
+        message=str(error),
+        param=error.param,
+        retry_after_s=error.retry_after_s,
+        termination=error.termination if isinstance(error, StartupError) else None,
+    )
+
+
+def decode_error(coded: CodedError) -> QuireError:
+    """Return the error that was sent, of the same class; of a code that is not known here, a plain `QuireError`."""
+    kind = CODE_TO_CLASS.get(coded.code, QuireError)
+    if issubclass(kind, StartupError) and coded.termination is None:
+        kind = QuireError  # without what a termination message needs it is none
+    error = kind.__new__(kind, coded.message)  # not its constructor, which may make the message of something else
+    error.param, error.retry_after_s = coded.param, coded.retry_after_s
+    if isinstance(error, StartupError) and coded.termination is not None:
+        error.termination = coded.termination
+    return error

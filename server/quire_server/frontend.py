@@ -49,7 +49,7 @@ class CompletionStream:
         delta = self._processor.process(output)
         self._timer.observe(delta, output.scheduled_time, time.time())
         if delta.finish_reason is not None:
-            self._outputs.close()  # where a stop string ended it, this aborts it
+            self._outputs.end_branch(delta.branch)  # where a stop string ended the last one, this aborts the request
         return delta
 
     async def aclose(self) -> None:
@@ -133,5 +133,5 @@ class Frontend:
         processor = OutputProcessor(self.tokenizer, request)
         outputs = self.client.generate(request)
         if self.config.log_requests:
-            log.info("Took request: prompt_tokens=%d %s", len(request.prompt_token_ids), request.sampling_params)
+            log.info("Took request: prompt_tokens=%d %s", len(request.prompt_token_ids), request.params)
         return CompletionStream(outputs, processor, self.metrics.start_request(request))

@@ -20,7 +20,7 @@ from quire_server.config import CacheConfig, Dtype, EngineConfig, ModelConfig, S
 from quire_server.engine.messages import EngineProgress
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.validation import validate_request
-from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire_server.generation_defaults import read_generation_defaults
 from quire_server.model_source import parse_model_source, resolve_model
 from quire_server.output_processor import CompletionDelta, OutputProcessor, PositionLogprobs
@@ -241,10 +241,11 @@ class LLM:
         """One engine request per answer; a seed is the first answer's, the next ones count up from it."""
         num_prompt_tokens = len(result.prompt_token_ids)
         room = self.info.max_model_len - num_prompt_tokens
-        if room < 1:
+        num_needed = 0 if params.max_tokens == 0 else 1  # none, where the prompt alone is to be scored
+        if room < num_needed:
             raise ContextLengthError(
                 f"The prompt has {num_prompt_tokens} tokens, and the model's context {self.info.max_model_len}, "
-                "of which the answer needs at least one.",
+                f"of which the answer needs at least {num_needed}.",
                 param="prompt",
             )
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
@@ -253,7 +254,7 @@ class LLM:
             request = EngineRequest(
                 request_id=f"{result.request_id}-{index}",
                 prompt_token_ids=result.prompt_token_ids,
-                sampling_params=replace(
+                params=replace(
                     params, n=1, seed=seed, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens)
                 ),
                 eos_token_ids=self._tokenizer.eos_token_ids,
@@ -297,7 +298,7 @@ class LLM:
 
     def _finish(self, job: _Job, delta: CompletionDelta, *, has_engine_finished: bool) -> None:
         if delta.finish_reason is FinishReason.ERROR:
-            raise InvalidRequestError(delta.error or "The engine refused the request.")
+            raise delta.error or QuireError("The engine failed on this request.")
         if not has_engine_finished:
             self._core.abort_requests([job.request.request_id])
         job.result.finished = all(completion.finish_reason is not None for completion in job.result.outputs)

@@ -173,7 +173,16 @@ def _format_labels(labels: Mapping[str, object]) -> str:
 class RequestTimer:
     """Records one request's progress. All times are Unix times in seconds."""
 
-    __slots__ = ("_first_token", "_is_closed", "_last_token", "_metrics", "_num_tokens", "_request", "_scheduled")
+    __slots__ = (
+        "_first_token",
+        "_has_prompt",
+        "_is_closed",
+        "_last_token",
+        "_metrics",
+        "_num_tokens",
+        "_request",
+        "_scheduled",
+    )
 
     def __init__(self, metrics: ServerMetrics, request: EngineRequest) -> None:
         self._metrics = metrics
@@ -181,6 +190,7 @@ class RequestTimer:
         self._num_tokens = 0
         self._scheduled: float | None = None
         self._first_token: float | None = None
+        self._has_prompt = False  # whether the prompt has been counted
         self._last_token = 0.0
         self._is_closed = False
 
@@ -188,9 +198,12 @@ class RequestTimer:
         """Record what a delta says about the request's progress."""
         if scheduled_time is not None and self._scheduled is None:
             self._scheduled = scheduled_time
+        if not self._has_prompt and (delta.token_ids or delta.finish_reason is FinishReason.LENGTH):
+            self._record_prompt(delta)
         if delta.token_ids:
             if self._first_token is None:
-                self._record_first_token(delta, now)
+                self._first_token = now
+                self._metrics.observe(names.TIME_TO_FIRST_TOKEN, max(0.0, now - self._request.arrival_time))
             else:
                 self._metrics.observe_inter_token(now - self._last_token)
             self._last_token = now
@@ -204,10 +217,10 @@ class RequestTimer:
         if not self._is_closed:
             self._finish(FinishReason.ABORT, now)
 
-    def _record_first_token(self, delta: CompletionDelta, now: float) -> None:
+    def _record_prompt(self, delta: CompletionDelta) -> None:
+        """Record a prompt that has been computed: its first token says so, or its end where it wanted none."""
         metrics, num_prompt_tokens = self._metrics, len(self._request.prompt_token_ids)
-        self._first_token = now
-        metrics.observe(names.TIME_TO_FIRST_TOKEN, max(0.0, now - self._request.arrival_time))
+        self._has_prompt = True
         metrics.count(names.PROMPT_TOKENS, num_prompt_tokens)
         metrics.count(names.PROMPT_TOKENS_CACHED, delta.num_cached_tokens)
         metrics.observe(names.REQUEST_PREFILL_KV_COMPUTED_TOKENS, num_prompt_tokens - delta.num_cached_tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.errors import QuireError, decode_error
 from quire_server.tokens.detokenizer import Detokenizer
 from quire_server.tokens.tokenizer import Tokenizer
 
@@ -37,13 +38,14 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionDelta:
-    """What was added to one completion; the last one carries `finish_reason`.
+    """What was added to one completion, a branch of a request; the last one carries `finish_reason`.
 
     `text` may lag behind `token_ids` (an incomplete character, the possible beginning of a stop string); joined, the
     texts are the whole answer.
     """
 
     request_id: str
+    branch: int = 0
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[PositionLogprobs] = ()
@@ -56,17 +58,59 @@ class CompletionDelta:
     """Of the completion so far, this delta included."""
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache already held."""
-    error: str | None = None
-    """With FinishReason.ERROR: what to tell the client."""
+    error: QuireError | None = None
+    """With FinishReason.ERROR, which ends every branch: what to raise."""
 
 
 class OutputProcessor:
     """Turns the outputs of one request into deltas, in order."""
 
     def __init__(self, tokenizer: Tokenizer, request: EngineRequest) -> None:
-        params = request.sampling_params
         self._tokenizer = tokenizer
-        self._request_id = request.request_id
+        self._request = request
+        self._branches: dict[int, _Branch] = {}
+        self._num_finished = 0
+        self._is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every branch's last delta was made. True while the engine still runs: a stop string, so abort it."""
+        return self._is_finished
+
+    def process(self, output: RequestOutput) -> CompletionDelta:
+        """Return what this output adds. Must not be called for a branch whose last delta was made."""
+        branch = self._branches.get(output.branch)
+        if branch is None:
+            branch = self._branches[output.branch] = _Branch(self._tokenizer, self._request)
+        assert not branch.is_finished or output.ends_request, (self._request.request_id, output.branch)
+        text, num_taken, stop = branch.push(output)
+        finish_reason = FinishReason.STOP if stop is not None else output.finish_reason
+        branch.is_finished = finish_reason is not None
+        self._num_finished += branch.is_finished
+        self._is_finished = output.ends_request or self._num_finished == self._request.num_branches
+        return CompletionDelta(
+            request_id=self._request.request_id,
+            branch=output.branch,
+            text=text,
+            token_ids=output.new_token_ids[:num_taken],
+            logprobs=self._describe(output.logprobs[:num_taken]),
+            prompt_logprobs=self._describe(output.prompt_logprobs),
+            finish_reason=finish_reason,
+            stop_reason=stop if stop is not None else output.stop_reason,
+            num_output_tokens=branch.num_output_tokens,
+            num_cached_tokens=output.num_cached_tokens,
+            error=None if output.error is None else decode_error(output.error),
+        )
+
+    def _describe(self, positions: Sequence[TokenLogprobs]) -> Sequence[PositionLogprobs]:
+        return [describe_logprobs(self._tokenizer, position) for position in positions] if positions else ()
+
+
+class _Branch:
+    """The text of one branch so far."""
+
+    def __init__(self, tokenizer: Tokenizer, request: EngineRequest) -> None:
+        params = request.sampling_params
         self._include_stop = params.include_stop_str_in_output
         self._detokenizer: Detokenizer | None = None
         if params.detokenize:
@@ -76,36 +120,16 @@ class OutputProcessor:
                 include_stop=params.include_stop_str_in_output,
                 min_tokens=params.min_tokens,
             )
-        self._num_output_tokens = 0
-        self._is_finished = False
+        self.num_output_tokens = 0
+        self.is_finished = False
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the last delta was made. True while the engine still runs: a stop string, so abort the request."""
-        return self._is_finished
-
-    def process(self, output: RequestOutput) -> CompletionDelta:
-        """Return what this output adds. Must not be called once `is_finished`."""
-        assert not self._is_finished, self._request_id
+    def push(self, output: RequestOutput) -> tuple[str, int, str | None]:
+        """Return the text that an output adds, how many of its tokens count, and the stop string that was met."""
         text, num_taken, stop = self._text_of(output)
-        finish_reason = FinishReason.STOP if stop is not None else output.finish_reason
-        self._num_output_tokens += num_taken
-        self._is_finished = finish_reason is not None
-        return CompletionDelta(
-            request_id=self._request_id,
-            text=text,
-            token_ids=output.new_token_ids[:num_taken],
-            logprobs=self._describe(output.logprobs[:num_taken]),
-            prompt_logprobs=self._describe(output.prompt_logprobs),
-            finish_reason=finish_reason,
-            stop_reason=stop if stop is not None else output.stop_reason,
-            num_output_tokens=self._num_output_tokens,
-            num_cached_tokens=output.num_cached_tokens,
-            error=output.error,
-        )
+        self.num_output_tokens += num_taken
+        return text, num_taken, stop
 
     def _text_of(self, output: RequestOutput) -> tuple[str, int, str | None]:
-        """Return the text, how many of the tokens count, and the stop string that was met."""
         token_ids = output.new_token_ids
         detokenizer = self._detokenizer
         if detokenizer is None:
@@ -116,12 +140,9 @@ class OutputProcessor:
         if output.finish_reason is not None:
             text += detokenizer.finish()
         if detokenizer.stop is not None:
-            return text, detokenizer.num_tokens - self._num_output_tokens, detokenizer.stop
+            return text, detokenizer.num_tokens - self.num_output_tokens, detokenizer.stop
         detokenizer.skip(int(has_silent_end))
         return text, len(token_ids), None
-
-    def _describe(self, positions: Sequence[TokenLogprobs]) -> Sequence[PositionLogprobs]:
-        return [describe_logprobs(self._tokenizer, position) for position in positions] if positions else ()
 
 
 def describe_logprobs(tokenizer: Tokenizer, position: TokenLogprobs) -> PositionLogprobs:

@@ -1,5 +1,6 @@
 """What a request asks of sampling: vLLM's names and defaults. No torch, no HTTP."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -64,6 +65,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")
+        require(all(map(math.isfinite, self.logit_bias.values())), "logit_bias", "finite numbers")
+        require(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "in 64 bits")
         require(
             self.allowed_token_ids is None or len(self.allowed_token_ids) > 0,
             "allowed_token_ids",

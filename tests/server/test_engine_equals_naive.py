@@ -199,7 +199,7 @@ def requests_of(params: Callable[[int], SamplingParams]) -> list[EngineRequest]:
         EngineRequest(
             request_id=f"r{index}",
             prompt_token_ids=prompt,
-            sampling_params=params(index),
+            params=params(index),
             arrival_time=float(index),
             priority=index % 3,
         )
@@ -333,7 +333,7 @@ class ForkedRun:
             EngineRequest(
                 request_id="parent",
                 prompt_token_ids=list(prompt),
-                sampling_params=SamplingParams(temperature=0.0, max_tokens=50),
+                params=SamplingParams(temperature=0.0, max_tokens=50),
             )
         )
 

@@ -144,6 +144,24 @@ def test_completions(client):
     assert "".join(chunk.choices[0].text for chunk in streamed) == several.choices[0].text
 
 
+def test_a_prompt_as_long_as_the_context_is_scored(server, client):
+    """Nothing is generated, so nothing needs room; and what follows a token does not change how likely it was."""
+    options: Any = {"model": "tiny", "max_tokens": 0, "echo": True, "logprobs": 0}
+    ids = [5 + position % 50 for position in range(8192)]
+    whole = client.completions.create(prompt=ids, **options)
+    (choice,) = whole.choices
+    assert choice.finish_reason == "length"
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (8192, 0)
+    assert len(choice.logprobs.tokens) == 8192
+    (start,) = client.completions.create(prompt=ids[:100], **options).choices
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:100] == pytest.approx(start.logprobs.token_logprobs[1:], abs=0.02)
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(prompt=[5] * 8193, **options)
+    assert (too_long.value.code, too_long.value.param) == ("context_length_exceeded", "prompt")
+    server.wait_until_idle()
+
+
 def test_equal_seeds_give_equal_answers(client):
     options: Any = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 1.0, "n": 2}
     first = client.chat.completions.create(**options, seed=1)

@@ -10,11 +10,9 @@ def refuse_if_impossible(request: Request, kv_cache: KVCacheManager, max_model_l
 
     Raises:
         ContextLengthError: prompt and answer are longer than the model's context.
-        InvalidRequestError: the prompt is empty, or the KV cache too small.
+        InvalidRequestError: the KV cache is too small.
     """
     num_prompt_tokens, max_tokens = request.num_prompt_tokens, request.max_tokens
-    if num_prompt_tokens == 0:
-        raise InvalidRequestError("The prompt is empty: it must have at least one token.", "prompt")
     if num_prompt_tokens + max_tokens > max_model_len:
         raise ContextLengthError(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested "

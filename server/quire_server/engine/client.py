@@ -1,10 +1,10 @@
 """The asyncio bridge to the engine process: requests go in, token ids come out, and every request reaches one end.
 
-Owns the two sockets, the open requests, and the verdict on whether the engine lives. Knows token ids alone: text is
-made in `output_processor`. Lives on one event loop and never blocks it.
+Owns the two sockets, the open requests and calls, and the verdict on whether the engine lives. Knows token ids alone:
+text is made in `output_processor`. Lives on one event loop and never blocks it.
 
 Invariants: a request is open from `generate()` until its stream has its last output, failed or was closed; closing a
-stream before its end aborts the request in the engine at once; once `died` is set, every open stream raises
+stream before its end aborts the request in the engine at once; once `died` is set, every open stream and call raises
 `EngineDeadError`, and no new one is made.
 """
 
@@ -22,25 +22,28 @@ import zmq.asyncio
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage
 from quire_server.config import EngineConfig
+from quire_server.engine.calls import EngineMethod, R, Reply
 from quire_server.engine.launch import EngineProcess
 from quire_server.engine.messages import (
     AbortRequests,
     AddRequest,
+    EngineBusy,
     EngineFailed,
     EngineProgress,
     EngineReady,
     EngineStep,
     FromEngine,
-    ResetPrefixCache,
     Shutdown,
     ToEngine,
     encode,
     from_engine_decoder,
 )
+from quire_server.engine.open_calls import OpenCalls
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.output_stream import OutputStream
 from quire_server.engine.queue_limit import QueueLimit
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.watchdog import Watchdog
 from quire_server.errors import (
     DrainingError,
     EngineDeadError,
@@ -51,7 +54,7 @@ from quire_server.errors import (
 
 LOADING_RETRY_AFTER_S = 5.0
 DRAINING_RETRY_AFTER_S = 1.0
-SLOW_DEVICE_PATIENCE = 10.0
+CALL_TIMEOUT_S = 60.0
 LAST_WORDS_S = 0.5
 """How long a dead engine's socket is read for the message that says why."""
 
@@ -70,17 +73,19 @@ class EngineClient:
         self.info: EngineReady | None = None
         self.stats = SchedulerStats()
         self.last_heartbeat = 0.0
-        """Unix time of the last message from the engine; 0 before the first."""
+        """Of `time.monotonic`, when the engine said something last; 0 before it said anything."""
         self.died = asyncio.Event()
         self.death: TerminationMessage | None = None
         """Why the engine died; set together with `died`."""
         self._process = process
         self._config = config
-        self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._watchdog = Watchdog(heartbeat_timeout_s)
+        self._tick_s = min(1.0, heartbeat_timeout_s / 4)
         self._on_step = on_step
         self._limit = QueueLimit(config.scheduler.max_num_queued_reqs, config.scheduler.max_num_seqs)
         self._readiness = Readiness(phase=Phase.STARTING)
         self._open: dict[str, OutputStream] = {}
+        self._calls = OpenCalls(self._send)
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._settled = asyncio.Event()  # ready or dead
@@ -144,7 +149,8 @@ class EngineClient:
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the engine process and free everything. Open requests end with `EngineDeadError`."""
         self._is_stopping = True
-        self.fail_open_requests(EngineDeadError("The engine was stopped."))
+        self.fail_open_requests(self._dead_error())
+        self._calls.fail(self._dead_error)
         if self._sockets is not None:
             self._send(Shutdown())
             is_listening = self.info is not None and self.death is None
@@ -189,15 +195,16 @@ class EngineClient:
             InvalidRequestError: the request id is in use.
         While iterating:
             EngineDeadError, DrainingError: the request ended without its answer.
+        What the engine itself refuses ends with FinishReason.ERROR and the error, encoded.
         """
         self._check_accepting()
         if request.request_id in self._open:
             raise InvalidRequestError(f"A request with id {request.request_id!r} is running.", param="request_id")
         self._limit.check(len(self._open), self.stats, time.monotonic())
-        stream = OutputStream(request.request_id, self._abort_closed)
+        self._send(AddRequest(request))  # first: what cannot be encoded was never open
+        stream = OutputStream(request.request_id, self._abort_closed, num_branches=request.num_branches)
         self._open[request.request_id] = stream
         self._none_open.clear()
-        self._send(AddRequest(request))
         return stream
 
     def abort(self, request_ids: Iterable[str]) -> None:
@@ -208,10 +215,17 @@ class EngineClient:
         for stream in streams:
             stream.put(RequestOutput(request_id=stream.request_id, finish_reason=FinishReason.ABORT))
 
-    def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix that no running request holds."""
+    async def call(self, method: EngineMethod[R], timeout_s: float = CALL_TIMEOUT_S) -> R:
+        """Let the engine do something that is not a request, between two steps, and return what came of it.
+
+        Raises:
+            ModelLoadingError, DrainingError, EngineDeadError: nothing is asked of the engine now.
+            EngineDeadError: it died, or was stopped, before it answered.
+            UnavailableError: it did not answer in time; it may still do it.
+            QuireError: it could not; the class is the engine's.
+        """
         self._check_accepting()
-        self._send(ResetPrefixCache())
+        return await self._calls.ask(method, timeout_s)
 
     def _check_accepting(self) -> None:
         if self.death is not None:
@@ -260,13 +274,20 @@ class EngineClient:
 
     def _dispatch(self, message: FromEngine) -> None:
         self.last_heartbeat = time.monotonic()
+        self._watchdog.hear()
         match message:
             case EngineStep():
+                self._watchdog.hear(message.max_silence_s)
                 self._on_engine_step(message)
+            case EngineBusy():
+                self._watchdog.hear(message.max_silence_s, message.reason)
+            case Reply():
+                self._calls.settle(message)
             case EngineProgress():
                 self._readiness = Readiness(phase=message.phase, message=message.message, percent=message.percent)
             case EngineReady():
                 self.info = message
+                self._watchdog.is_awake = True
                 self._readiness = Readiness(phase=Phase.READY)
                 self._settled.set()
             case EngineFailed():
@@ -275,13 +296,12 @@ class EngineClient:
     def _on_engine_step(self, step: EngineStep) -> None:
         self.stats = step.stats
         for output in step.outputs:
-            if output.finish_reason is None:
-                stream = self._open.get(output.request_id)
-            else:
-                stream = self._forget(output.request_id)
-                self._limit.record_finish(time.monotonic())
+            stream = self._open.get(output.request_id)
             if stream is not None:
                 stream.put(output)
+            if output.finish_reason is not None and (stream is None or stream.is_complete):
+                self._forget(output.request_id)
+                self._limit.record_finish(time.monotonic())
         if self._on_step is not None:
             self._on_step(step)
 
@@ -311,23 +331,9 @@ class EngineClient:
             self._die(_describe_exit(self._process.exit_code or 0, self.info is not None))
 
     async def _watch_heartbeat(self) -> None:
-        """Count silence in ticks of this loop, so that a suspended machine is not taken for a hung engine."""
-        tick_s = min(1.0, self._heartbeat_timeout_s / 4)
-        silence_s = 0.0
-        last_seen = self.last_heartbeat
-        while silence_s < self._patience_s:
-            await asyncio.sleep(tick_s)
-            is_silent = self.info is not None and self.last_heartbeat == last_seen
-            silence_s = silence_s + tick_s if is_silent else 0.0
-            last_seen = self.last_heartbeat
-        message = f"The engine loop has said nothing for {silence_s:.0f} s."
-        self._die(TerminationMessage(code="EngineHung", stage="Serving", message=message))
-
-    @property
-    def _patience_s(self) -> float:
-        """A step of a large model on a CPU may take minutes; an idle engine beats every second."""
-        is_slow = self.info is not None and self.info.device.startswith("cpu") and bool(self._open)
-        return self._heartbeat_timeout_s * (SLOW_DEVICE_PATIENCE if is_slow else 1.0)
+        while not self._watchdog.tick(self._tick_s):
+            await asyncio.sleep(self._tick_s)
+        self._die(TerminationMessage(code="EngineHung", stage="Serving", message=self._watchdog.verdict))
 
     def _die(self, message: TerminationMessage) -> None:
         if self.death is not None or self._is_stopping:
@@ -336,13 +342,15 @@ class EngineClient:
         for stream in self._open.values():
             stream.fail(self._dead_error())
         self._open.clear()
+        self._calls.fail(self._dead_error)
         self._none_open.set()
         self._settled.set()
         self.died.set()
 
     def _dead_error(self) -> EngineDeadError:
-        reason = self.death.message if self.death is not None else "it was stopped"
-        return EngineDeadError(f"The engine is dead: {reason}")
+        if self.death is None:
+            return EngineDeadError("The engine was stopped.")
+        return EngineDeadError(f"The engine is dead: {self.death.message}")
 
 
 class _Sockets:

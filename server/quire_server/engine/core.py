@@ -81,9 +81,7 @@ class EngineCore:
         try:
             self._scheduler.add_request(request, blockers)
         except InvalidRequestError as error:
-            self._pending_outputs.append(
-                RequestOutput(request_id=request.request_id, finish_reason=FinishReason.ERROR, error=str(error))
-            )
+            self._pending_outputs.append(RequestOutput.failed(request.request_id, error))
 
     def unblock(self, request_id: str, blocker: str) -> None:
         """Say that a request need not wait for `blocker` any more."""

@@ -7,6 +7,7 @@ import msgspec
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
+from quire_server.engine.calls import Call, Reply
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
 
@@ -19,15 +20,11 @@ class AbortRequests(msgspec.Struct, frozen=True, tag=True):
     request_ids: list[str]
 
 
-class ResetPrefixCache(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """End after the current step; whatever still runs is dropped."""
 
 
-ToEngine = AddRequest | AbortRequests | ResetPrefixCache | Shutdown
+ToEngine = AddRequest | AbortRequests | Call | Shutdown
 
 
 class EngineProgress(msgspec.Struct, frozen=True, tag=True, kw_only=True):
@@ -53,15 +50,28 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     kv_cache_bytes: int
     load_seconds: dict[str, float]
     """Seconds by stage of the start: import, weights, kv_cache, warm_up."""
+    max_step_s: float = 0.0
+    """How long a step may take on this device, where that may be longer than an engine can be silent and live."""
 
 
-class EngineStep(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+class EngineStep(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """What a step brought; with no outputs it is the heartbeat of an idle engine (about one a second)."""
 
     outputs: list[RequestOutput] = []
     stats: SchedulerStats
     time: float
     """Unix time in seconds."""
+    max_silence_s: float = 0.0
+    """How long the next message may take, at most; 0: as long as a heartbeat."""
+
+
+class EngineBusy(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The engine is about to say nothing for a while, and lives: until its next message, whatever that is."""
+
+    reason: str
+    """What it does meanwhile, such as `a step` or `capturing CUDA graphs`."""
+    max_silence_s: float
+    """How long that may take, at most."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
@@ -70,7 +80,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     message: TerminationMessage
 
 
-FromEngine = EngineProgress | EngineReady | EngineStep | EngineFailed
+FromEngine = EngineProgress | EngineReady | EngineStep | EngineBusy | Reply | EngineFailed
 
 to_engine_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 from_engine_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)

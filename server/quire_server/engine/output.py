@@ -6,6 +6,7 @@ Plain data, torch-free, encodable with msgpack. What a step is made of, between 
 import msgspec
 
 from quire_server.engine.request import FinishReason
+from quire_server.errors import CodedError, QuireError, encode_error
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -20,9 +21,14 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one step added to one request; the last one carries `finish_reason`."""
+    """What one step added to one branch of one request; the last one of a branch carries `finish_reason`.
+
+    The request ends with its last branch, or at once with FinishReason.ABORT or ERROR, whichever branch they name.
+    """
 
     request_id: str
+    branch: int = 0
+    """Which of the request's answers this belongs to: 0 to `num_branches` - 1. What is the prompt's comes with 0."""
     new_token_ids: list[int] = []
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
@@ -31,8 +37,18 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_cached_tokens: int = 0
     scheduled_time: float | None = None
     """Unix time of the first step that included the request."""
-    error: str | None = None
+    error: CodedError | None = None
     """With FinishReason.ERROR: what to tell the client."""
+
+    @classmethod
+    def failed(cls, request_id: str, error: QuireError) -> "RequestOutput":
+        """Build the end of a request that was refused, or went wrong."""
+        return cls(request_id=request_id, finish_reason=FinishReason.ERROR, error=encode_error(error))
+
+    @property
+    def ends_request(self) -> bool:
+        """Whether it ends every branch, not its own alone."""
+        return self.finish_reason in (FinishReason.ABORT, FinishReason.ERROR)
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, kw_only=True):

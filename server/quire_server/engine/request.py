@@ -1,5 +1,7 @@
 """A request as the engine sees it: token ids in, token ids out. No text, no torch, no clock."""
 
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,16 +9,24 @@ from enum import StrEnum
 import msgspec
 
 from quire_server.engine.block_pool import BlockHash
+from quire_server.errors import InvalidRequestError
+from quire_server.pooling_params import PoolingParams
 from quire_server.sampling_params import SamplingParams
+
+_MAX_PRIORITY = 2**31
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it crosses from the API process to the engine."""
+    """A request as it crosses from the API process to the engine. What can be said of it without a model is true.
+
+    Raises:
+        InvalidRequestError: it could run on no model; `param` names the field. So does decoding one.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
-    sampling_params: SamplingParams
-    """`max_tokens` is filled in (never None), `stop` is not the engine's business."""
+    params: SamplingParams | PoolingParams
+    """Of sampling, `max_tokens` is filled in (never None), and `stop` is not the engine's business."""
     eos_token_ids: tuple[int, ...] = ()
     arrival_time: float = 0.0
     """Unix time in seconds at which the API process took the request."""
@@ -24,6 +34,38 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Lower runs first, under the priority policy."""
     cache_salt: str | None = None
     """Only requests with an equal salt share cached prefixes."""
+    num_branches: int = 1
+    """Answers that the engine makes of it: branches 0 to num_branches - 1, each of which ends once."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.request_id), "request_id", "The request id is empty.")
+        _require(bool(self.prompt_token_ids), "prompt", "The prompt is empty: it must have at least one token.")
+        _require(_are_token_ids(self.prompt_token_ids), "prompt", "The prompt has something that is no token id.")
+        _require(math.isfinite(self.arrival_time), "arrival_time", "The arrival time is not a finite number.")
+        _require(-_MAX_PRIORITY <= self.priority < _MAX_PRIORITY, "priority", "The priority does not fit 32 bits.")
+        _require(self.num_branches >= 1, "n", "The number of branches must be at least 1.")
+        if isinstance(self.params, SamplingParams):
+            _require(self.params.max_tokens is not None, "max_tokens", "max_tokens is not filled in.")
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """The parameters of a request that generates. Must not be asked of one that pools."""
+        assert isinstance(self.params, SamplingParams), self.request_id
+        return self.params
+
+
+def _require(condition: bool, param: str, message: str) -> None:
+    if not condition:
+        raise InvalidRequestError(message, param)
+
+
+def _are_token_ids(values: Sequence[int]) -> bool:
+    """Whether these are integers that some model may have: one pass in C, as prompts are long."""
+    try:
+        array("I", values)
+    except (TypeError, OverflowError):
+        return False
+    return True
 
 
 class RequestStatus(StrEnum):

@@ -1,29 +1,43 @@
-"""What the model's vocabulary says about a request, checked before it can reach a kernel. Pure."""
+"""What a model says about a request, checked before it can reach a kernel. Pure.
+
+What can be said without a model is checked where the request is built (`EngineRequest`). The API asks `check_token_ids`
+too, so that a client hears of a bad field before its answer begins.
+"""
 
 from collections.abc import Iterable
 
 from quire_server.engine.request import EngineRequest
 from quire_server.errors import InvalidRequestError
+from quire_server.pooling_params import PoolingParams
 
 
 def validate_request(request: EngineRequest, vocab_size: int) -> None:
-    """Refuse token ids that the model does not have.
+    """Refuse what the model does not do, and token ids that it does not have.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    params = request.sampling_params
-    _require_known("prompt", request.prompt_token_ids, vocab_size)
-    _require_known("logit_bias", params.logit_bias, vocab_size)
-    _require_known("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
-    _require_known("stop_token_ids", params.stop_token_ids, vocab_size)
-    _require_known("eos_token_ids", request.eos_token_ids, vocab_size)
+    if isinstance(request.params, PoolingParams):
+        raise InvalidRequestError(f"This model generates text; it cannot {request.params.task}.", param="task")
+    if request.num_branches != 1:
+        raise InvalidRequestError("This engine makes one answer of a request: ask once for each.", param="n")
+    params = request.params
+    check_token_ids("prompt", request.prompt_token_ids, vocab_size)
+    check_token_ids("logit_bias", params.logit_bias, vocab_size)
+    check_token_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
+    check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+    check_token_ids("eos_token_ids", request.eos_token_ids, vocab_size)
 
 
-def _require_known(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+def check_token_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        InvalidRequestError: naming `param` and the first of them.
+    """
     ids = token_ids if isinstance(token_ids, list | tuple) else tuple(token_ids)
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         unknown = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
         raise InvalidRequestError(
-            f"{name} has the token id {unknown}, and the model's ids go from 0 to {vocab_size - 1}.", param=name
+            f"{param} has the token id {unknown}, and the model's ids go from 0 to {vocab_size - 1}.", param=param
         )

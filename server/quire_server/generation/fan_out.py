@@ -83,9 +83,7 @@ class Generation:
         async with contextlib.aclosing(source):
             async for index, delta in source:
                 if delta.finish_reason is FinishReason.ERROR:
-                    raise QuireError(delta.error or "The engine failed on this request.")
-                if self._choices[index].sampling_params.max_tokens == 0:
-                    delta = _without_output(delta)
+                    raise delta.error or QuireError("The engine failed on this request.")
                 self._num_output_tokens[index] = delta.num_output_tokens
                 self._num_cached_tokens[index] = max(self._num_cached_tokens[index], delta.num_cached_tokens)
                 yield index, delta
@@ -154,7 +152,7 @@ def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> It
         yield EngineRequest(
             request_id=f"{request.request_id}-{unique}-{index}",
             prompt_token_ids=prompt.token_ids,
-            sampling_params=_params_of_answer(prompt.sampling_params, answer),
+            params=_params_of_answer(prompt.sampling_params, answer),
             eos_token_ids=frontend.tokenizer.eos_token_ids,
             arrival_time=arrival_time,
             priority=request.priority,
@@ -163,15 +161,7 @@ def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> It
 
 
 def _params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:
-    max_tokens = max(1, params.max_tokens or 0)
     if answer and params.seed is not None:
         seed = (params.seed + answer + 2**63) % 2**64 - 2**63  # stays in 64 bits
-        return dataclasses.replace(params, max_tokens=max_tokens, seed=seed)
-    return params if max_tokens == params.max_tokens else dataclasses.replace(params, max_tokens=max_tokens)
-
-
-def _without_output(delta: CompletionDelta) -> CompletionDelta:
-    finish_reason = None if delta.finish_reason is None else FinishReason.LENGTH
-    return dataclasses.replace(
-        delta, text="", token_ids=(), logprobs=(), num_output_tokens=0, finish_reason=finish_reason, stop_reason=None
-    )
+        return dataclasses.replace(params, seed=seed)
+    return params

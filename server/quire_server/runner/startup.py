@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[EngineProgress], None]
 
 _NUM_WARM_UP_TOKENS = 8
+_SLOW_STEP_S = 600.0
+"""A long prompt's step in a large model, on the slowest CPUs that one may try it on."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MAX_MMAP_THRESHOLD_BYTES = 32 << 20
 
@@ -214,4 +216,5 @@ def _build_info(plan: KVCachePlan, model: DecoderModel, device: torch.device, se
         weights_bytes=model.num_parameter_bytes,
         kv_cache_bytes=plan.budget.kv_cache,
         load_seconds=seconds,
+        max_step_s=_SLOW_STEP_S if device.type == "cpu" else 0.0,
     )

@@ -4,6 +4,7 @@ import pytest
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
+from quire_server.errors import InternalError, encode_error
 
 pytestmark = pytest.mark.anyio
 
@@ -290,7 +291,7 @@ async def test_stop_strings_end_the_answer_and_the_engine_request(world):
 
 
 async def test_engine_error_on_one_request_is_a_500(world, check_error, parse_events):
-    world.engine.answer("x", finish=FinishReason.ERROR, error="The logits are NaN.")
-    assert check_error(await world.chat(), 500) == "The logits are NaN."
+    world.engine.answer("x", finish=FinishReason.ERROR, error=encode_error(InternalError("The logits are NaN.")))
+    assert check_error(await world.chat(), 500, code="internal_error") == "The logits are NaN."
     *_, last = parse_events((await world.chat(stream=True)).text)
     assert last["error"]["message"] == "The logits are NaN."

@@ -4,8 +4,11 @@ import pytest
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
+from quire_server.errors import ContextLengthError, InternalError, InvalidRequestError, QueueFullError
 
 pytestmark = pytest.mark.anyio
+
+MAX_MODEL_LEN = 256
 
 
 async def test_continues_a_text(world):
@@ -160,16 +163,62 @@ async def test_echo_with_logprobs_begins_with_the_prompts(world, parse_events):
     assert (second["logprobs"]["tokens"], second["logprobs"]["text_offset"]) == (["y"], [3])
 
 
-async def test_echo_with_no_new_tokens_scores_the_prompt(world, parse_events):
-    _script_with_logprobs(world)
-    body = (await world.complete(prompt="ab", logprobs=1, echo=True, max_tokens=0)).json()
+@pytest.mark.parametrize("prompt_len", [2, MAX_MODEL_LEN])
+async def test_echo_with_no_new_tokens_scores_the_prompt(world, parse_events, prompt_len):
+    """As the engine answers `max_tokens` 0: the prompt's log-probabilities, no token, and the end."""
+    a, b = world.tokenizer.encode("ab")
+    scored = [TokenLogprobs(b, -0.5, 2, [(a, -0.125)])] * (prompt_len - 1)
+    world.engine.script = lambda request: [
+        RequestOutput(request_id=request.request_id, prompt_logprobs=scored),
+        RequestOutput(request_id=request.request_id, finish_reason=FinishReason.LENGTH),
+    ]
+    prompt = [a] + [b] * (prompt_len - 1)
+    text = "a" + "b" * (prompt_len - 1)
+    response = await world.complete(prompt=prompt, logprobs=1, echo=True, max_tokens=0)
+    assert response.status_code == 200
+    body = response.json()
     (choice,) = body["choices"]
-    assert (choice["text"], choice["finish_reason"], choice["logprobs"]["tokens"]) == ("ab", "length", ["a", "b"])
-    assert body["usage"]["completion_tokens"] == 0
-    assert world.engine.requests[0].sampling_params.max_tokens == 1
-    response = await world.complete(prompt="ab", logprobs=1, echo=True, max_tokens=0, stream=True)
+    assert (choice["text"], choice["finish_reason"], choice["logprobs"]["tokens"]) == (text, "length", list(text))
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (prompt_len, 0)
+    assert world.engine.requests[0].sampling_params.max_tokens == 0
+    response = await world.complete(prompt=prompt, logprobs=1, echo=True, max_tokens=0, stream=True)
     (chunk,) = parse_events(response.text)
-    assert (chunk["choices"][0]["text"], chunk["choices"][0]["logprobs"]["token_logprobs"]) == ("ab", [None, -0.5])
+    expected = [None] + [-0.5] * (prompt_len - 1)
+    assert (chunk["choices"][0]["text"], chunk["choices"][0]["logprobs"]["token_logprobs"]) == (text, expected)
+
+
+@pytest.mark.parametrize("prompt_len", [2, MAX_MODEL_LEN])
+async def test_echo_with_neither_tokens_nor_logprobs_is_the_prompt(world, prompt_len):
+    world.engine.answer("", finish=FinishReason.LENGTH)
+    (choice,) = (await world.complete(prompt=[7] * prompt_len, echo=True, max_tokens=0)).json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (world.tokenizer.decode([7] * prompt_len), "length")
+
+
+async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error):
+    response = await world.complete(prompt=[1] * (MAX_MODEL_LEN + 1), logprobs=1, echo=True, max_tokens=0)
+    assert "257 in the prompt, 0 in the completion" in check_error(
+        response, 400, param="prompt", code="context_length_exceeded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "param", "code"),
+    [
+        (InvalidRequestError("No.", "logit_bias"), 400, "logit_bias", None),
+        (ContextLengthError("Too long.", "prompt"), 400, "prompt", "context_length_exceeded"),
+        (QueueFullError("Full.", 7.0), 429, None, "queue_full"),
+        (InternalError("A bug."), 500, None, "internal_error"),
+    ],
+)
+async def test_a_refusal_inside_the_engine_keeps_its_status(
+    world, check_error, parse_events, error, status, param, code
+):
+    world.engine.script = lambda request: [RequestOutput.failed(request.request_id, error)]
+    response = await world.complete()
+    assert check_error(response, status, param=param, code=code) == str(error)
+    assert response.headers.get("retry-after") == ("7" if status == 429 else None)
+    *_, last = parse_events((await world.complete(stream=True)).text)
+    assert (last["error"]["message"], last["error"]["code"]) == (str(error), code)
 
 
 async def test_prompt_logprobs_per_choice(world):

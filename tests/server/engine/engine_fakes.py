@@ -16,6 +16,7 @@ from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import CompletedStep, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
+from quire_server.errors import CodedError
 from quire_server.sampling_params import SamplingParams
 
 VOCAB_SIZE = 11
@@ -186,7 +187,7 @@ class Answer:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
-    error: str | None = None
+    error: CodedError | None = None
 
     def add(self, output: RequestOutput) -> None:
         assert self.finish_reason is None, "nothing follows the end"
@@ -244,7 +245,7 @@ def make_engine_request(
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=list(prompt),
-        sampling_params=SamplingParams(**params),  # type: ignore[arg-type]
+        params=SamplingParams(**params),  # type: ignore[arg-type]
         eos_token_ids=eos_token_ids,
         arrival_time=arrival_time,
         priority=priority,

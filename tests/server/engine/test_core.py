@@ -69,7 +69,7 @@ def test_an_impossible_request_ends_with_an_error_and_the_others_go_on() -> None
     long, a = core.step(0.0)
     assert (long.request_id, long.finish_reason) == ("long", FinishReason.ERROR)
     assert long.error is not None
-    assert "maximum context length is 100 tokens" in long.error
+    assert "maximum context length is 100 tokens" in long.error.message
     assert (a.request_id, a.finish_reason) == ("a", FinishReason.LENGTH)
 
 
@@ -115,7 +115,7 @@ def test_when_the_runner_fails_everything_unfinished_can_still_be_named(is_late:
     core._runner = FailingRunner(is_late)
     for request_id in "ab":
         core.add_request(make_engine_request(request_id))
-    core.add_request(make_engine_request("refused", []))
+    core.add_request(make_engine_request("refused", range(200)))
     with pytest.raises(RuntimeError, match="out of memory"):
         core.step(0.0)
     assert core.unfinished_request_ids == ["a", "b", "refused"]

@@ -76,7 +76,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def add_one(self, data: st.DataObject) -> None:
         num_shared, num_own = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 3))
-        prompt = [*SHARED_PROMPT[:num_shared], *[self.num_added] * num_own]
+        prompt = [*SHARED_PROMPT[:num_shared], *[self.num_added] * num_own] or [self.num_added]
         max_tokens = data.draw(st.integers(0, 24))
         request = make_engine_request(
             data.draw(st.sampled_from([name for name in REQUEST_IDS if name not in self.live])),
@@ -92,7 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_added += 1
         blockers = data.draw(st.sampled_from([(), (), (), ("grammar",), ("grammar", "adapter")]))
         num_kv_tokens = len(prompt) + max(0, max_tokens - 1)
-        is_possible = 0 < len(prompt) <= MAX_MODEL_LEN - max_tokens and self.manager.fits_alone(num_kv_tokens)
+        is_possible = len(prompt) <= MAX_MODEL_LEN - max_tokens and self.manager.fits_alone(num_kv_tokens)
         try:
             self.scheduler.add_request(request, blockers)
         except InvalidRequestError:

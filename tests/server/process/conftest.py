@@ -26,11 +26,14 @@ def build_config(**scheduler: Any) -> EngineConfig:
     return EngineConfig(model=model, scheduler=SchedulerConfig(**scheduler))
 
 
-def build_request(request_id: str, num_tokens: int = 5, **params: Any) -> EngineRequest:
+def build_request(
+    request_id: str, num_tokens: int = 5, *, first_token: int = 65, num_branches: int = 1, **params: Any
+) -> EngineRequest:
     return EngineRequest(
         request_id=request_id,
-        prompt_token_ids=list(range(65, 65 + num_tokens)),
-        sampling_params=SamplingParams(max_tokens=1000, **params),
+        prompt_token_ids=list(range(first_token, first_token + num_tokens)),
+        num_branches=num_branches,
+        params=SamplingParams(max_tokens=1000, **params),
         arrival_time=50.0,
     )
 

@@ -11,10 +11,12 @@ import zmq
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
+from quire_server.engine.calls import Call, Reply
 from quire_server.engine.launch import receive_launch
 from quire_server.engine.messages import (
     AbortRequests,
     AddRequest,
+    EngineBusy,
     EngineFailed,
     EngineProgress,
     EngineReady,
@@ -26,6 +28,7 @@ from quire_server.engine.messages import (
 )
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.errors import InternalError, UnavailableError
 
 READY = EngineReady(
     max_model_len=512,
@@ -82,15 +85,18 @@ class FakeEngine:
         if self.behaviour == "never-ready":
             signal.pause()
         self.send(READY)
-        if self.behaviour == "silent":
+        if self.behaviour == "busy":
+            self.send(EngineBusy(reason="capturing CUDA graphs", max_silence_s=0.3))
+        if self.behaviour in ("silent", "busy"):
             signal.pause()
         while True:
-            if self.inbox.poll(0 if self.running and self.behaviour == "echo" else 20):
+            if self.inbox.poll(0 if self.running and self.behaviour in ("echo", "branches") else 20):
                 message = to_engine_decoder.decode(self.inbox.recv())
                 if isinstance(message, Shutdown):
                     return 0
                 self.take(message)
-            self.step([output for request_id in list(self.running) if (output := self.next_output(request_id))])
+            next_outputs = self.next_of_branches if self.behaviour == "branches" else self.next_output
+            self.step([output for request_id in list(self.running) for output in next_outputs(request_id)])
 
     def take(self, message: object) -> None:
         if isinstance(message, AbortRequests):
@@ -99,24 +105,62 @@ class FakeEngine:
                 self.running.pop(request_id, None)
         elif isinstance(message, AddRequest):
             self.running[message.request.request_id] = (message.request, 0)
+        elif isinstance(message, Call):
+            self.answer(message.call_id)
 
-    def next_output(self, request_id: str) -> RequestOutput | None:
+    def answer(self, call_id: int) -> None:
+        """Do what is asked; `holds` never says that it did."""
+        if self.behaviour == "refuses-calls":
+            self.send(Reply.failed(call_id, UnavailableError("Not now.", retry_after_s=3.0)))
+        elif self.behaviour == "fails-calls":
+            self.send(Reply.failed(call_id, InternalError("A bug.")))
+        elif self.behaviour != "holds":
+            self.send(Reply.succeeded(call_id, None))
+
+    def next_of_branches(self, request_id: str) -> list[RequestOutput]:
+        """A token for each branch: branch b says the prompt, each token b higher, without its last b tokens.
+
+        A prompt that begins with 66 goes wrong as a whole when its first branch has ended.
+        """
+        request, num_done = self.running[request_id]
+        self.running[request_id] = (request, num_done + 1)
+        prompt = request.prompt_token_ids
+        lengths = {branch: len(prompt) - branch for branch in range(request.num_branches)}
+        outputs = [
+            RequestOutput(
+                request_id=request_id,
+                branch=branch,
+                new_token_ids=[prompt[num_done] + branch],
+                finish_reason=FinishReason.LENGTH if num_done + 1 == length else None,
+            )
+            for branch, length in lengths.items()
+            if num_done < length
+        ]
+        if prompt[0] == 66 and any(output.finish_reason for output in outputs):
+            outputs.append(RequestOutput.failed(request_id, UnavailableError("Out of room.")))
+        if num_done + 1 == len(prompt) or outputs[-1].error:
+            del self.running[request_id]
+        return outputs
+
+    def next_output(self, request_id: str) -> list[RequestOutput]:
         """The prompt, token by token; then the end. All but `echo` give one token and no more."""
         request, num_done = self.running[request_id]
         if num_done and self.behaviour != "echo":
             self.misbehave()
-            return None
+            return []
         self.running[request_id] = (request, num_done + 1)
         is_last = num_done + 1 == min(len(request.prompt_token_ids), request.sampling_params.max_tokens or 0)
         if is_last and self.behaviour == "echo":
             del self.running[request_id]
-        return RequestOutput(
-            request_id=request_id,
-            new_token_ids=[request.prompt_token_ids[num_done]],
-            finish_reason=FinishReason.LENGTH if is_last and self.behaviour == "echo" else None,
-            num_cached_tokens=3,
-            scheduled_time=request.arrival_time + 1.0,
-        )
+        return [
+            RequestOutput(
+                request_id=request_id,
+                new_token_ids=[request.prompt_token_ids[num_done]],
+                finish_reason=FinishReason.LENGTH if is_last and self.behaviour == "echo" else None,
+                num_cached_tokens=3,
+                scheduled_time=request.arrival_time + 1.0,
+            )
+        ]
 
     def misbehave(self) -> None:
         if self.behaviour == "dies":

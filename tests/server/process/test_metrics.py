@@ -127,6 +127,19 @@ def test_buckets_hold_what_is_at_most_their_bound(metrics: ServerMetrics) -> Non
     ]
 
 
+def test_a_prompt_that_is_only_scored_is_counted_once(metrics: ServerMetrics, make_request: MakeRequest) -> None:
+    timer = metrics.start_request(make_request("r", 50))
+    timer.observe(delta(num_output_tokens=0), 51.0, 52.0)
+    timer.observe(delta(num_output_tokens=0, finish_reason=FinishReason.LENGTH), None, 53.0)
+    assert total(metrics, "prompt_tokens_total") == 50
+    assert total(metrics, "generation_tokens_total") == 0
+    assert total(metrics, "time_to_first_token_seconds_count") == 0
+    assert total(metrics, "request_success_total", finished_reason="length") == 1
+    refused = metrics.start_request(make_request("s", 50))
+    refused.observe(delta(num_output_tokens=0, finish_reason=FinishReason.ERROR), None, 53.0)
+    assert total(metrics, "prompt_tokens_total") == 50
+
+
 def test_token_buckets_end_at_the_context_length(metrics: ServerMetrics) -> None:
     ready = {"vocab_size": 1, "num_blocks": 7, "block_size": 32, "dtype": "", "device": "", "weights_bytes": 0}
     metrics.on_ready(EngineReady(max_model_len=300, kv_cache_bytes=1, load_seconds={}, **ready))  # type: ignore[arg-type]

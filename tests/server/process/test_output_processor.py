@@ -8,6 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.errors import ContextLengthError
 from quire_server.output_processor import MIN_LOGPROB, CompletionDelta, OutputProcessor
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -128,5 +129,35 @@ def test_without_detokenization_there_are_ids_alone(tokenizer: Tokenizer, make_r
 
 def test_an_error_is_passed_on(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
     processor = OutputProcessor(tokenizer, make_request("r"))
-    delta = processor.process(output_of(finish_reason=FinishReason.ERROR, error="no room"))
-    assert (delta.finish_reason, delta.error) == (FinishReason.ERROR, "no room")
+    delta = processor.process(RequestOutput.failed("r", ContextLengthError("no room", "prompt")))
+    assert delta.finish_reason is FinishReason.ERROR
+    assert isinstance(delta.error, ContextLengthError)
+    assert (str(delta.error), delta.error.param) == ("no room", "prompt")
+    assert processor.is_finished
+
+
+def test_each_branch_has_a_text_of_its_own(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
+    processor = OutputProcessor(tokenizer, make_request("r", num_branches=2, stop=("END",)))
+    deltas = [
+        processor.process(output_of("one E", branch=0)),
+        processor.process(output_of("two EN", branch=1)),
+        processor.process(output_of("ND", branch=0)),
+    ]
+    assert [(delta.branch, delta.text) for delta in deltas] == [(0, "one "), (1, "two "), (0, "")]
+    assert (deltas[2].finish_reason, deltas[2].stop_reason, deltas[2].num_output_tokens) == (
+        FinishReason.STOP,
+        "END",
+        7,
+    )
+    assert not processor.is_finished
+    last = processor.process(output_of("G", branch=1, finish_reason=FinishReason.LENGTH))
+    assert (last.branch, last.text, last.finish_reason, last.num_output_tokens) == (1, "ENG", FinishReason.LENGTH, 7)
+    assert processor.is_finished
+
+
+def test_an_error_ends_every_branch(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
+    processor = OutputProcessor(tokenizer, make_request("r", num_branches=3))
+    processor.process(output_of("x", branch=0, finish_reason=FinishReason.LENGTH))
+    delta = processor.process(RequestOutput.failed("r", ContextLengthError("no room", "prompt")))
+    assert delta.finish_reason is FinishReason.ERROR
+    assert processor.is_finished

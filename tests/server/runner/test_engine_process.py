@@ -1,5 +1,6 @@
 """The engine process as the API process sees it: a real process, real sockets, a tiny checkpoint."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -21,6 +22,8 @@ from quire_contract.paths import TERMINATION_LOG_ENV
 from quire_contract.phases import Phase
 from quire_contract.termination import decode_termination
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.engine.calls import Call, Reply, ResetPrefixCache
+from quire_server.engine.client import EngineClient
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.launch import EngineProcess
 from quire_server.engine.messages import (
@@ -31,7 +34,6 @@ from quire_server.engine.messages import (
     EngineReady,
     EngineStep,
     FromEngine,
-    ResetPrefixCache,
     Shutdown,
     ToEngine,
     encode,
@@ -41,6 +43,8 @@ from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.engine_process import run_engine
+from quire_server.errors import ContextLengthError, InvalidRequestError, decode_error
+from quire_server.pooling_params import PoolingParams, PoolingTask
 from quire_server.sampling_params import SamplingParams
 
 M = TypeVar("M")
@@ -136,7 +140,7 @@ def request(request_id: str, *, max_tokens: int = 8, **params: Any) -> EngineReq
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=PROMPT,
-        sampling_params=SamplingParams(temperature=0.0, max_tokens=max_tokens, **params),
+        params=SamplingParams(temperature=0.0, max_tokens=max_tokens, **params),
     )
 
 
@@ -188,7 +192,7 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
     peer.send(AddRequest(request("bad bias", logit_bias={264: 1.0})))
     peer.send_bytes(b"\xc1 not msgpack")
     malformed = msgspec.msgpack.decode(encode(AddRequest(request("malformed"))))
-    malformed["request"]["sampling_params"]["temperature"] = -1.0
+    malformed["request"]["params"]["temperature"] = -1.0
     peer.send_bytes(msgspec.msgpack.encode(malformed))
     refused = peer.outputs_of("too long", "bad bias", "malformed")
     for outputs in refused.values():
@@ -196,13 +200,21 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
     assert "maximum context length is 128 tokens" in str(refused["too long"][0].error)
     assert "264" in str(refused["bad bias"][0].error)
     assert "temperature" in str(refused["malformed"][0].error)
+    errors = {request_id: decode_error(outputs[0].error) for request_id, outputs in refused.items() if outputs[0].error}
+    assert type(errors["too long"]) is ContextLengthError
+    assert {request_id: error.param for request_id, error in errors.items()} == {
+        "too long": "max_tokens",
+        "bad bias": "logit_bias",
+        "malformed": "temperature",
+    }
 
     reasons = (abort_in_mid_run(peer, f"aborted-{attempt}") for attempt in range(50))
     assert FinishReason.ABORT in reasons
 
     peer.send(AddRequest(request("cached")))
     assert peer.outputs_of("cached")["cached"][0].num_cached_tokens == 12
-    peer.send(ResetPrefixCache())
+    peer.send(Call(call_id=5, method=ResetPrefixCache()))
+    assert peer.wait_for(Reply) == Reply.succeeded(5, None)
     peer.send(AddRequest(request("not cached")))
     assert peer.outputs_of("not cached")["not cached"][0].num_cached_tokens == 0
 
@@ -215,6 +227,50 @@ def test_a_life(llama_checkpoint: Path, start: StartEngine, termination_log: Pat
     assert engine.process.wait(10.0)
     assert engine.process.exit_code == 0
     assert not termination_log.exists()
+
+
+async def ask_through_the_client(checkpoint: Path) -> None:
+    client = EngineClient(EngineProcess(), engine_config(checkpoint))
+    await client.start()
+    try:
+        info = await client.wait_until_ready()
+        assert info.max_step_s == 600.0  # a CPU
+
+        pooling = PoolingParams(task=PoolingTask.EMBED)
+        asked = client.generate(EngineRequest(request_id="embed", prompt_token_ids=PROMPT, params=pooling))
+        (refused,) = [output async for output in asked]
+        assert refused.error is not None
+        error = decode_error(refused.error)
+        assert (type(error), error.status, error.param) == (InvalidRequestError, 400, "task")
+        assert "This model generates text" in str(error)
+
+        prompt = [(7 * position) % 256 for position in range(info.max_model_len)]
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        scoring = client.generate(EngineRequest(request_id="score", prompt_token_ids=prompt, params=params))
+        outputs = [output async for output in scoring]
+        assert [output.finish_reason for output in outputs][-1] is FinishReason.LENGTH
+        assert not any(output.new_token_ids for output in outputs)
+        scored = [position for output in outputs for position in output.prompt_logprobs]
+        assert [position.token_id for position in scored] == prompt[1:]
+        expected = prompt_logprobs(checkpoint, prompt)
+        assert [position.logprob for position in scored] == pytest.approx(expected, abs=1e-4)
+
+        await client.call(ResetPrefixCache())
+    finally:
+        await client.stop()
+    assert client.death is None
+
+
+@torch.inference_mode()
+def prompt_logprobs(checkpoint: Path, prompt: list[int]) -> list[float]:
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    logprobs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    return logprobs[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])].tolist()
+
+
+def test_what_the_client_asks_and_hears(llama_checkpoint: Path) -> None:
+    """Pooling refused by name, a prompt as long as the context scored, a call answered: through the real sockets."""
+    asyncio.run(asyncio.wait_for(ask_through_the_client(llama_checkpoint), PATIENCE_MS / 1000))
 
 
 def test_corrupt_weights(llama_checkpoint: Path, tmp_path: Path, start: StartEngine, termination_log: Path) -> None:

@@ -134,6 +134,24 @@ def test_logprobs(llm: LLM, answer: list[int]) -> None:
     assert all(position is not None and token_id in position for token_id, position in scored)
 
 
+@pytest.mark.parametrize("length", [1, 2, 127, 128])
+def test_no_tokens_score_the_prompt_up_to_the_whole_context(llama_checkpoint: Path, llm: LLM, length: int) -> None:
+    prompt = [(11 * position) % 256 for position in range(length)]
+    (result,) = llm.generate([prompt], SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+    (output,) = result.outputs
+    assert (output.token_ids, output.text, output.finish_reason) == ([], "", "length")
+    model = LlamaForCausalLM.from_pretrained(llama_checkpoint, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        logprobs = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    expected = [float(logprobs[position, token_id]) for position, token_id in enumerate(prompt[1:])]
+    assert result.prompt_logprobs is not None
+    assert result.prompt_logprobs[0] is None
+    scored = [
+        each[token_id].logprob for token_id, each in zip(prompt[1:], result.prompt_logprobs[1:], strict=True) if each
+    ]
+    assert scored == pytest.approx(expected, abs=1e-4)
+
+
 def test_the_prefix_cache_is_used_and_can_be_reset(llm: LLM) -> None:
     prompt = list(range(60, 100))
     assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens == 0
@@ -185,6 +203,8 @@ def test_the_shortest_contexts(llama_checkpoint: Path, max_model_len: int, block
 def test_what_cannot_work_is_refused_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(ContextLengthError):
         llm.generate([[1] * 128], GREEDY, use_tqdm=False)
+    with pytest.raises(ContextLengthError):
+        llm.generate([[1] * 129], dataclasses.replace(GREEDY, max_tokens=0), use_tqdm=False)
     with pytest.raises(InvalidRequestError, match="264"):
         llm.generate([[264]], GREEDY, use_tqdm=False)
     assert not llm._core.has_unfinished

@@ -63,7 +63,7 @@ def run(checkpoint: Path, dtype: torch.dtype, *, enable_recording: bool, **param
             EngineRequest(
                 request_id=f"r{index}",
                 prompt_token_ids=list(range(index * 7, index * 12 + 3)),
-                sampling_params=SamplingParams(max_tokens=max_tokens, logprobs=0, **params),  # type: ignore[arg-type]
+                params=SamplingParams(max_tokens=max_tokens, logprobs=0, **params),  # type: ignore[arg-type]
             )
         )
 

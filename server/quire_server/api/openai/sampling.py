@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
 from quire_server.config import SchedulingPolicy
+from quire_server.engine import validation
 from quire_server.errors import ContextLengthError, InvalidRequestError
 from quire_server.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
@@ -92,10 +93,7 @@ def check_prompt(token_ids: list[int], limits: ModelLimits, param: str) -> None:
 
 def check_token_ids(token_ids: Collection[int], limits: ModelLimits, param: str) -> None:
     """Refuse token ids that the model does not have."""
-    if token_ids and (min(token_ids) < 0 or max(token_ids) >= limits.vocab_size):
-        worst = next(id_ for id_ in token_ids if not 0 <= id_ < limits.vocab_size)
-        message = f"Token id {worst} is out of vocabulary: ids are in [0, {limits.vocab_size})."
-        raise InvalidRequestError(message, param=param)
+    validation.check_token_ids(param, token_ids, limits.vocab_size)
 
 
 def build_sampling_params(

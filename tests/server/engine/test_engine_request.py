@@ -1,0 +1,113 @@
+"""What is checked where a request is built, and that decoding one is building it."""
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from quire_server.engine.request import EngineRequest
+from quire_server.engine.validation import validate_request
+from quire_server.errors import InvalidRequestError
+from quire_server.pooling_params import PoolingParams, PoolingTask
+from quire_server.sampling_params import SamplingParams
+
+GOOD: dict[str, Any] = {"request_id": "a", "prompt_token_ids": [1, 2], "params": SamplingParams(max_tokens=0)}
+BAD = [
+    ("request_id", "", "request_id"),
+    ("prompt_token_ids", [], "prompt"),
+    ("prompt_token_ids", [1, -1], "prompt"),
+    ("prompt_token_ids", [1, 2**40], "prompt"),
+    ("params", SamplingParams(max_tokens=None), "max_tokens"),
+    ("arrival_time", math.nan, "arrival_time"),
+    ("arrival_time", -math.inf, "arrival_time"),
+    ("priority", 2**31, "priority"),
+    ("priority", -(2**31) - 1, "priority"),
+    ("num_branches", 0, "n"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "param"), BAD)
+def test_what_could_run_on_no_model_is_not_built(field: str, value: object, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        EngineRequest(**{**GOOD, field: value})
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(("field", "value", "param"), BAD)
+def test_nor_is_it_decoded_and_the_field_is_still_named(field: str, value: object, param: str) -> None:
+    frame = msgspec.msgpack.encode({**GOOD, field: value})
+    with pytest.raises(InvalidRequestError) as caught:
+        msgspec.msgpack.decode(frame, type=EngineRequest)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("prompt", [[1.5], ["1"], [None], [[1]]])
+def test_a_prompt_is_of_integers(prompt: list[Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="no token id"):
+        EngineRequest(request_id="a", prompt_token_ids=prompt, params=SamplingParams())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_bias_is_finite(value: float) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(logit_bias={1: value})
+    assert caught.value.param == "logit_bias"
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+def test_a_seed_has_64_bits(seed: int) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(seed=seed)
+    assert caught.value.param == "seed"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_tokens=3, seed=-(2**63), logit_bias={4: -1.0}, stop=("a",)),
+        PoolingParams(task=PoolingTask.EMBED, dimensions=256, normalize=True),
+        PoolingParams(task=PoolingTask.SCORE, use_activation=False),
+    ],
+)
+def test_both_kinds_of_parameters_cross(params: SamplingParams | PoolingParams) -> None:
+    request = EngineRequest(request_id="a", prompt_token_ids=[0, 2**32 - 1], params=params, num_branches=3)
+    crossed = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=EngineRequest)
+    assert crossed == request
+    assert type(crossed.params) is type(params)
+
+
+def test_pooling_parameters_are_checked() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        PoolingParams(task=PoolingTask.EMBED, dimensions=0)
+    assert caught.value.param == "dimensions"
+
+
+@pytest.mark.parametrize("task", list(PoolingTask))
+def test_a_model_that_generates_refuses_to_pool(task: PoolingTask) -> None:
+    request = EngineRequest(**{**GOOD, "params": PoolingParams(task=task)})
+    with pytest.raises(InvalidRequestError, match=f"This model generates text; it cannot {task.value}") as caught:
+        validate_request(request, vocab_size=10)
+    assert caught.value.param == "task"
+
+
+def test_several_branches_are_refused_until_an_engine_makes_them() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        validate_request(EngineRequest(**GOOD, num_branches=2), vocab_size=10)
+    assert caught.value.param == "n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", {"prompt_token_ids": [1, 10, 11]}),
+        ("eos_token_ids", {"eos_token_ids": (10,)}),
+        ("logit_bias", {"params": SamplingParams(logit_bias={10: 1.0})}),
+        ("allowed_token_ids", {"params": SamplingParams(allowed_token_ids=(9, 10))}),
+        ("stop_token_ids", {"params": SamplingParams(stop_token_ids=(-1,))}),
+    ],
+)
+def test_token_ids_that_the_model_does_not_have_are_refused_by_field(field: str, value: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match=r"has the token id (10|-1), .* from 0 to 9") as caught:
+        validate_request(EngineRequest(**{**GOOD, **value}), vocab_size=10)
+    assert caught.value.param == field
