@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from quire_contract.fit import logits_chunk_rows
 from quire_server.engine.output import NewRequestData, RunnerOutput, SchedulerOutput, TokenLogprobs
-from quire_server.models.attention import KVCache
 from quire_server.models.decoder import DecoderModel
 from quire_server.runner.input_batch import BatchState, InputBatch, IntArray
-from quire_server.runner.kv_cache import move_blocks
+from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.logprobs import build_token_logprobs
-from quire_server.runner.memory import logits_chunk_rows
 from quire_server.runner.recorded_decoder import RecordedDecoder
 from quire_server.runner.sampler import Sampler
 
@@ -39,15 +38,15 @@ class ModelRunner:
     def __init__(
         self,
         model: DecoderModel,
-        kv_caches: list[KVCache],
+        storage: KVCacheStorage,
         config: RunnerConfig,
         *,
         device: torch.device,
-        host_caches: list[KVCache] | None = None,
+        host_storage: KVCacheStorage | None = None,
     ) -> None:
         self._model = model
-        self._kv_caches = kv_caches
-        self._host_caches = host_caches
+        self._storage = storage
+        self._host_storage = host_storage
         self._device = device
         self._logits_chunk_rows = logits_chunk_rows(model.spec.vocab_size)
         self._state = BatchState(
@@ -62,7 +61,7 @@ class ModelRunner:
         if device.type == "cpu" and config.enable_recording:
             self._decoder = RecordedDecoder(
                 model,
-                kv_caches,
+                storage.layers,
                 max_num_seqs=config.max_num_seqs,
                 max_blocks_per_seq=-(-config.max_model_len // config.block_size),
             )
@@ -73,9 +72,8 @@ class ModelRunner:
         for request_id in scheduler_output.removed_request_ids:
             self._remove(request_id)
         if scheduler_output.block_copies or scheduler_output.swap_out or scheduler_output.swap_in:
-            move_blocks(
-                self._kv_caches,
-                self._host_caches,
+            self._storage.move(
+                self._host_storage,
                 block_copies=scheduler_output.block_copies,
                 swap_out=scheduler_output.swap_out,
                 swap_in=scheduler_output.swap_in,
@@ -88,7 +86,7 @@ class ModelRunner:
         batch = self._state.build(scheduler_output.num_scheduled_tokens)
         if self._decoder is not None and not self._num_prompt_logprobs and self._decoder.takes(batch):
             return self._sample(batch, self._decoder.run(batch), {})
-        hidden = self._model.forward(batch.token_ids, batch.positions, batch.metadata, self._kv_caches)
+        hidden = self._model.forward(batch.token_ids, batch.positions, batch.metadata, self._storage.layers)
         prompt_logprobs = self._build_prompt_logprobs(batch, hidden) if self._num_prompt_logprobs else {}
         if not batch.sampled.size:
             return RunnerOutput(prompt_logprobs=prompt_logprobs)
