@@ -26,6 +26,10 @@ class WeightShare(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     num_pieces: int = 1
     """Equal pieces that tensor parallelism deals out (heads, rows); 1: every device holds all."""
 
+    def __post_init__(self) -> None:
+        if self.num_pieces < 1:
+            raise FitError(f"num_pieces must be at least 1, not {self.num_pieces}")
+
     def bytes_on_device(self, element_bytes: int, tensor_parallel_size: int) -> int:
         """Return the bytes on the device that holds most; more devices than pieces hold copies of one."""
         size_bytes = self.num_elements * element_bytes + self.num_bytes
@@ -68,8 +72,11 @@ class ModelShape:
     def __post_init__(self) -> None:
         layers = sorted(layer for kind in self.layer_weights for layer in kind.layers)
         kept = sorted(layer for group in self.kv_groups for layer in group.layers)
-        if layers != list(range(len(layers))) or not layers or not set(kept) <= set(layers):
+        if layers != list(range(len(layers))) or not kept or not set(kept) <= set(layers):
             raise FitError("every layer must have its weights once, and only layers a KV cache")
+        for name in ("hidden_size", "vocab_size", "max_position_embeddings", "activation_width"):
+            if getattr(self, name) < 1:
+                raise FitError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def num_layers(self) -> int:

@@ -20,10 +20,10 @@ from quire_server.engine.output import BlockCopy
 from quire_server.models.attention import KVCache
 
 _NAME_TO_DTYPE: Final = {
-    "float32": torch.float32,
+    **dict.fromkeys(("float32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "half"), torch.float16),
     "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp8_e4m3": torch.float8_e4m3fn,
+    **dict.fromkeys(("fp8", "fp8_e4m3"), torch.float8_e4m3fn),
     "fp8_e5m2": torch.float8_e5m2,
 }
 
@@ -36,7 +36,10 @@ class KVCacheStorage:
 
     Attributes:
         layers: [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, dim], strided by block. A
-            latent layer's value has no columns. Who reads another dtype than its own refuses it by name.
+            latent layer's value has no columns.
+
+    Raises:
+        FitError: the format's dtype is not known.
     """
 
     def __init__(self, spec: KVCacheSpec, *, num_blocks: int, block_size: int, device: torch.device) -> None:
@@ -84,7 +87,7 @@ class KVCacheStorage:
         dtype = _NAME_TO_DTYPE[self._spec.format.dtype]
         elements, start = self._blocks.view(dtype), offset // dtype.itemsize
         part = elements[:, start : start + self._block_size * num_kv_heads * dim]
-        return part.view(-1, self._block_size, num_kv_heads, dim)
+        return part.view(len(part), self._block_size, num_kv_heads, dim)
 
 
 def _allocate(shape: tuple[int, int], device: torch.device) -> Tensor:  # [num_blocks, num_bytes] uint8
