@@ -36,7 +36,8 @@ def read_facts(root: Path, name: str, revision: str | None) -> ModelFacts:
     except CheckpointError as error:
         raise ModelInvalidError(str(error), hint=error.termination.hint) from error
     except (UnsupportedModelError, FitError) as error:
-        shape_error = str(error)[:_MAX_ERROR_CHARS]
+        # Where the files lie now is nobody's concern: they may be about to be moved.
+        shape_error = str(error).replace(str(path), path.name).removesuffix(".")[:_MAX_ERROR_CHARS]
     inside = path.relative_to(root).as_posix()
     facts = ModelFacts(
         path=name if inside == "." else f"{name}/{inside}".removeprefix("./"),
