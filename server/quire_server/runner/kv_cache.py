@@ -27,8 +27,8 @@ def allocate_kv_caches(
     Returns:
         [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, head_dim], strided by block.
     """
-    attention = spec.attention
-    shape = (num_blocks, spec.num_layers, 2, block_size, attention.num_kv_heads, attention.head_dim)
+    kept = spec.layers[0].attention.kv_shape
+    shape = (num_blocks, spec.num_layers, 2, block_size, kept.num_kv_heads, kept.key_dim)
     memory = _allocate(shape, dtype, device)
     return [KVCache(memory[:, layer, 0], memory[:, layer, 1]) for layer in range(spec.num_layers)]
 

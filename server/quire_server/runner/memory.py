@@ -58,7 +58,8 @@ class KVCachePlan:
 
 def kv_bytes_per_token(spec: DecoderSpec, itemsize: int) -> int:
     """Bytes of keys and values of one token in all layers."""
-    return 2 * spec.num_layers * spec.attention.num_kv_heads * spec.attention.head_dim * itemsize
+    shapes = [layer.attention.kv_shape for layer in spec.layers]
+    return sum(shape.num_kv_heads * (shape.key_dim + shape.value_dim) for shape in shapes) * itemsize
 
 
 def logits_chunk_rows(vocab_size: int) -> int:
@@ -68,10 +69,8 @@ def logits_chunk_rows(vocab_size: int) -> int:
 
 def workspace_bytes(spec: DecoderSpec, *, max_num_batched_tokens: int, max_num_seqs: int, itemsize: int) -> int:
     """Most bytes that one step holds besides weights and KV: the widest moment of a layer, and the logits."""
-    attention = spec.attention
-    qkv_width = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
-    mlp_width = spec.mlp.intermediate_size * (3 if spec.mlp.is_gated else 2)
-    per_token = (4 * spec.hidden_size + max(2 * qkv_width, mlp_width)) * itemsize
+    width = max(max(layer.attention.activation_width, layer.feed_forward.activation_width) for layer in spec.layers)
+    per_token = (4 * spec.hidden_size + width) * itemsize
     logits_rows = max(max_num_seqs, min(max_num_batched_tokens, logits_chunk_rows(spec.vocab_size)))
     num_logits_copies = 3  # the logits, their processed copy, and a sort or a softmax of it
     return max_num_batched_tokens * per_token + logits_rows * spec.vocab_size * 4 * num_logits_copies

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
+from quire_server.models.spec import KVShape
 from quire_server.weights.checkpoint import open_checkpoint
 
 VOCAB_SIZE = 97
@@ -42,13 +43,15 @@ class PagedHarness:
     def __init__(self, model: DecoderModel, *, block_size: int = 4, num_blocks: int = 128, seed: int = 0) -> None:
         self.model = model
         self.block_size = block_size
-        spec = model.spec.attention
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
-        self.kv_caches = [
-            KVCache(torch.full(shape, torch.nan, dtype=model.dtype), torch.full(shape, torch.nan, dtype=model.dtype))
-            for _ in range(model.spec.num_layers)
-        ]
+        self.kv_caches = [self._allocate(layer.attention.kv_shape, num_blocks) for layer in model.spec.layers]
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def _allocate(self, kept: KVShape, num_blocks: int) -> KVCache:
+        shape = (num_blocks, self.block_size, kept.num_kv_heads)
+        return KVCache(
+            torch.full((*shape, kept.key_dim), torch.nan, dtype=self.model.dtype),
+            torch.full((*shape, kept.value_dim), torch.nan, dtype=self.model.dtype),
+        )
 
     def step(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> Tensor:  # [num_tokens, vocab_size]
         """Run the next `n` tokens of each sequence in one batch; return the logits of every one."""

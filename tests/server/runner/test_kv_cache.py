@@ -8,19 +8,25 @@ import torch
 
 from quire_server.engine.output import BlockCopy
 from quire_server.models.attention import KVCache
-from quire_server.models.spec import AttentionSpec, DecoderSpec, MlpSpec, NormSpec
+from quire_server.models.kinds.attention import AttentionSpec
+from quire_server.models.kinds.mlp import MlpSpec
+from quire_server.models.parts import NormSpec
+from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec
 from quire_server.runner.kv_cache import allocate_kv_caches, move_blocks
 
+NORM = NormSpec(kind="rms", eps=1e-5)
+LAYER = LayerSpec(
+    attention=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=4, scale=1.0),
+    feed_forward=MlpSpec(intermediate_size=16, activation="silu", is_gated=True),
+    norms=LayerNorms.alike("pre", NORM),
+)
 SPEC = DecoderSpec(
     architecture="LlamaForCausalLM",
-    num_layers=2,
+    layers=(LAYER,) * 2,
     hidden_size=16,
     vocab_size=10,
     max_position_embeddings=64,
-    norm=NormSpec(kind="rms", eps=1e-5),
-    attention=AttentionSpec(num_heads=4, num_kv_heads=2, head_dim=4, scale=1.0),
-    mlp=MlpSpec(intermediate_size=16, activation="silu", is_gated=True),
-    sliding_windows=(None, None),
+    final_norm=NORM,
     embedding_size=16,
 )
 

@@ -7,21 +7,27 @@ import pytest
 
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
-from quire_server.models.spec import AttentionSpec, DecoderSpec, MlpSpec, NormSpec
+from quire_server.models.kinds.attention import AttentionSpec
+from quire_server.models.kinds.mlp import MlpSpec
+from quire_server.models.parts import NormSpec
+from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec
 from quire_server.runner.memory import KVCachePlan, kv_bytes_per_token, log_plan, plan_kv_cache, workspace_bytes
 
 GIB = 1 << 30
 
+NORM = NormSpec(kind="rms", eps=1e-5)
+LAYER = LayerSpec(
+    attention=AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=32, scale=1.0),
+    feed_forward=MlpSpec(intermediate_size=512, activation="silu", is_gated=True),
+    norms=LayerNorms.alike("pre", NORM),
+)
 SPEC = DecoderSpec(
     architecture="LlamaForCausalLM",
-    num_layers=4,
+    layers=(LAYER,) * 4,
     hidden_size=256,
     vocab_size=1000,
     max_position_embeddings=4096,
-    norm=NormSpec(kind="rms", eps=1e-5),
-    attention=AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=32, scale=1.0),
-    mlp=MlpSpec(intermediate_size=512, activation="silu", is_gated=True),
-    sliding_windows=(None,) * 4,
+    final_norm=NORM,
     embedding_size=256,
 )
 BYTES_PER_TOKEN = 2 * 4 * 2 * 32 * 2  # key and value, layers, heads, head_dim, bfloat16
