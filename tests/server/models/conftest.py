@@ -13,8 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
-from quire_server.models.loader import load_model
-from quire_server.models.spec import KVShape
+from quire_server.models.linear_method import select_method_for
+from quire_server.models.loader import load_model, load_plan
+from quire_server.models.plan import build_plan
+from quire_server.models.reader import CheckpointReader
+from quire_server.models.spec import DecoderSpec, KVShape
+from quire_server.models.weight_map import WeightMap
 from quire_server.weights.checkpoint import open_checkpoint
 
 VOCAB_SIZE = 97
@@ -144,6 +148,14 @@ class TinyModel:
             on_progress=lambda share: None,
             **arguments,
         )
+
+    def load_as(
+        self, spec: DecoderSpec, weights: WeightMap, *, dtype: torch.dtype = torch.float32, **arguments: Any
+    ) -> DecoderModel:
+        """Load the checkpoint by a spec and names of the test's own."""
+        reader = CheckpointReader(open_checkpoint(self.path), weights.aliases, dtype, torch.device("cpu"))
+        plan = build_plan(spec, weights, select_method_for({}), reader.lookup)
+        return load_plan(plan, reader, on_progress=lambda share: None, **arguments)
 
 
 def randomise(model: Any, seed: int) -> None:
