@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -187,6 +188,18 @@ def build_tiny_model(tmp_path: Path) -> Callable[..., TinyModel]:
         return TinyModel(reference, path)
 
     return build
+
+
+@pytest.fixture
+def rewrite_tensors() -> Callable[..., None]:
+    """Change the tensors of a tiny model's file; `transformers` keeps its own."""
+
+    def rewrite(tiny: TinyModel, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        file = tiny.path / "model.safetensors"
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        save_file(change(tensors), file, metadata={"format": "pt"})
+
+    return rewrite
 
 
 def random_prompt(length: int) -> list[int]:
