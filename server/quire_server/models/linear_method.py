@@ -20,12 +20,12 @@ class UnquantizedMethod:
     """
 
     def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
-        layout, is_split = module.layout, plan.shard_dim is not None
+        layout, segments = module.layout, plan.segments(module)
         shape = layout.stored_shape(plan.inputs.size)
-        yield TensorPlan(name=f"{module.name}.weight", shape=shape, is_split=is_split)
+        yield TensorPlan(name=f"{module.name}.weight", shape=shape, segments=segments)
         if plan.has_bias:
-            shape_of_bias = (layout.out_features,)
-            yield TensorPlan(name=f"{module.name}.bias", shape=shape_of_bias, is_split=plan.shard_dim == 0)
+            of_outputs = segments if plan.shard_dim == 0 else ()
+            yield TensorPlan(name=f"{module.name}.bias", shape=(layout.out_features,), segments=of_outputs)
 
 
 QUANTIZATIONS: dict[str, Callable[[Mapping[str, Any]], MethodFor]] = {}

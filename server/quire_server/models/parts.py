@@ -34,16 +34,29 @@ class TensorPlan:
     """As stored (I32, Q4_K, …); None: whatever reads as floating point."""
     fixed_bytes: int | None = None
     """Held once loaded, whatever the model's dtype; None: its elements in that dtype."""
-    is_split: bool = False
-    """Each rank of a tensor-parallel group holds its share; otherwise each holds all of it."""
+    segments: tuple[Segment, ...] = ()
+    """What the ranks of a tensor-parallel group divide among them, each in its units; none: each rank holds all."""
 
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
 
+    @property
+    def is_split(self) -> bool:
+        return bool(self.segments)
+
     def loaded_bytes(self, itemsize: int) -> int:
         """Return what the whole tensor takes once loaded, in a model whose dtype has `itemsize` bytes."""
         return self.num_elements * itemsize if self.fixed_bytes is None else self.fixed_bytes
+
+    def pieces(self, itemsize: int) -> Iterator[tuple[int, int]]:
+        """Yield the loaded bytes by what divides them: (equal pieces, bytes of all of them); 1: is never divided."""
+        whole = self.loaded_bytes(itemsize)
+        if not self.segments:
+            yield 1, whole
+        size = sum(segment.size for segment in self.segments)
+        for segment in self.segments:
+            yield segment.num_units, whole * segment.size // size
 
 
 class Part(Protocol):
@@ -93,8 +106,8 @@ class TablePlan:
     """By rows."""
 
     def tensors(self) -> Iterator[TensorPlan]:
-        shape = (self.num_rows, self.row_size)
-        yield TensorPlan(name=f"{self.module}.weight", shape=shape, is_split=self.is_split)
+        shape, rows = (self.num_rows, self.row_size), (self.rows(),)
+        yield TensorPlan(name=f"{self.module}.weight", shape=shape, segments=rows if self.is_split else ())
 
     def divided(self) -> Iterator[tuple[str, Segment]]:
         if self.is_split:
@@ -112,10 +125,13 @@ class VectorPlan:
     size: int
 
     def tensors(self) -> Iterator[TensorPlan]:
-        yield float32_vector(self.name, self.size, is_split=True)
+        yield float32_vector(self.name, self.size, segments=(self.heads(),))
 
     def divided(self) -> Iterator[tuple[str, Segment]]:
-        yield self.name, Segment(name="heads", num_units=self.size)
+        yield self.name, self.heads()
+
+    def heads(self) -> Segment:
+        return Segment(name="heads", num_units=self.size)
 
 
 class LinearMethod(Protocol):
@@ -154,8 +170,13 @@ class LinearPlan:
 
     def divided(self) -> Iterator[tuple[str, Segment]]:
         for module in self.modules:
-            segments = {0: module.layout.segments, 1: (self.inputs,), None: ()}[self.shard_dim]
-            yield from ((module.name, segment) for segment in segments)
+            yield from ((module.name, segment) for segment in self.segments(module))
+
+    def segments(self, module: ModulePlan) -> tuple[Segment, ...]:
+        """Return what divides the weight of a module."""
+        if self.shard_dim is None:
+            return ()
+        return module.layout.segments if self.shard_dim == 0 else (self.inputs,)
 
     def by_module(self) -> Iterator["LinearPlan"]:
         """Yield each module as a linear layer of its own."""
@@ -197,6 +218,6 @@ class Planner:
         return LinearPlan(modules=modules, inputs=inputs, shard_dim=weights.shard_dim, has_bias=has_bias)
 
 
-def float32_vector(name: str, size: int, *, is_split: bool = False) -> TensorPlan:
+def float32_vector(name: str, size: int, *, segments: tuple[Segment, ...] = ()) -> TensorPlan:
     """Plan a small vector, which is float32 in memory whatever the model's dtype."""
-    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size, is_split=is_split)
+    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size, segments=segments)

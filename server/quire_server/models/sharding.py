@@ -98,5 +98,7 @@ def check_divides(plan: ModelPlan, share: ModelShare) -> None:
 
 def loaded_bytes(tensor: TensorPlan, itemsize: int, share: ModelShare) -> int:
     """Return what a rank holds of a tensor once it is loaded."""
-    whole = tensor.loaded_bytes(itemsize)
-    return -(-whole // share.world_size) if tensor.is_split else whole
+    return sum(
+        -(-num_pieces // share.world_size) * num_bytes // num_pieces
+        for num_pieces, num_bytes in tensor.pieces(itemsize)
+    )
