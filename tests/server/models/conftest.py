@@ -48,7 +48,8 @@ class PagedHarness:
     def __init__(self, model: DecoderModel, *, block_size: int = 4, num_blocks: int = 128, seed: int = 0) -> None:
         self.model = model
         self.block_size = block_size
-        self.kv_caches = [self._allocate(layer.attention.kv_shape, num_blocks) for layer in model.spec.layers]
+        stage = [model.spec.layers[index] for index in model.share.stage(model.spec.num_layers)]
+        self.kv_caches = [self._allocate(layer.attention.kv_shape, num_blocks) for layer in stage]
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
 
     def _allocate(self, kept: KVShape, num_blocks: int) -> KVCache:
@@ -60,6 +61,18 @@ class PagedHarness:
 
     def step(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> Tensor:  # [num_tokens, vocab_size]
         """Run the next `n` tokens of each sequence in one batch; return the logits of every one."""
+        return self.model.compute_logits(self.model.forward(*self.prepare(scheduled), self.kv_caches))
+
+    def prefill_hidden(
+        self, tokens: Sequence[int], inputs_embeds: Tensor | None = None
+    ) -> Tensor:  # [num_tokens, hidden_size]
+        """Run a prompt; return the hidden states. With `inputs_embeds` the model is not told the tokens."""
+        token_ids, *where = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
+        ids = token_ids if inputs_embeds is None else None
+        return self.model.forward(ids, *where, self.kv_caches, inputs_embeds=inputs_embeds)
+
+    def prepare(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> tuple[Tensor, Tensor, AttentionMetadata]:
+        """Give tokens their slots; return what `forward` takes beside the caches."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -85,8 +98,7 @@ class PagedHarness:
             ),
             slot_mapping=torch.tensor(slots, dtype=torch.int64),
         )
-        hidden = self.model.forward(torch.tensor(token_ids), torch.tensor(positions), metadata, self.kv_caches)
-        return self.model.compute_logits(hidden)
+        return torch.tensor(token_ids), torch.tensor(positions), metadata
 
     def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Tensor:  # [num_tokens, vocab_size]
         """Run a prompt, whole or in chunks; return the logits at every position."""
@@ -178,9 +190,8 @@ def build_tiny_model(tmp_path: Path) -> Callable[..., TinyModel]:
     """Build a random model from a `model_type` and config fields, and save it."""
 
     def build(model_type: str, *, seed: int = 0, **fields: Any) -> TinyModel:
-        config = AutoConfig.for_model(
-            model_type, vocab_size=VOCAB_SIZE, bos_token_id=1, eos_token_id=2, pad_token_id=0, **fields
-        )
+        defaults = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = AutoConfig.for_model(model_type, **defaults | fields)
         reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomise(reference, seed)
         path = tmp_path / f"{model_type}-{seed}"
