@@ -22,7 +22,7 @@ from quire_server.errors import OutOfMemoryError
 from quire_server.models import memory
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
-from quire_server.models.rope_table import RopeTable
+from quire_server.models.rope_table import RopeTable, RopeTables
 from quire_server.runner.startup import StartedEngine, start_engine
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
@@ -122,7 +122,7 @@ def held_tensors(root: object) -> dict[int, torch.Tensor]:
     pending = [root]
     while pending:
         current = pending.pop()
-        if id(current) in seen or isinstance(current, RopeTable | type):
+        if id(current) in seen or isinstance(current, RopeTables | RopeTable | type):
             continue
         seen.add(id(current))
         if isinstance(current, torch.Tensor):

@@ -22,7 +22,7 @@ from quire_server.engine.output import NewRequestData, RunningRequestData, Sched
 from quire_server.errors import ConfigError
 from quire_server.host_limits import usable_cpu_count
 from quire_server.models.decoder import DecoderModel
-from quire_server.models.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_checkpoint
 from quire_server.models.loader import load_model, resolve_dtype
 from quire_server.models.memory import free_bytes
 from quire_server.runner.kv_cache import KVCacheStorage
@@ -141,7 +141,7 @@ def _choose_device(config: EngineConfig) -> torch.device:
 
 def _plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> KVCachePlan:
     return plan_kv_cache(
-        shape_of_config(checkpoint.config),
+        shape_of_checkpoint(checkpoint),
         config,
         available_bytes=free_bytes(device),
         dtype=str(dtype).removeprefix("torch."),
