@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quire_contract.fit import FitReport, FitRequest, check_fit
+from quire_contract.fit import FitReport, FitRequest, check_fit, device_memory, stage_layers
 from quire_contract.model_facts import decode_facts, encode_facts
 from quire_contract.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
@@ -23,6 +23,7 @@ from quire_server.models import memory
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.models.rope_table import RopeTable, RopeTables
+from quire_server.models.sharding import WHOLE, ModelShare
 from quire_server.runner.startup import StartedEngine, start_engine
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
@@ -135,9 +136,13 @@ def held_tensors(root: object) -> dict[int, torch.Tensor]:
     return found
 
 
-def load(saved: Saved, dtype: str) -> DecoderModel:
+def load(saved: Saved, dtype: str, share: ModelShare = WHOLE) -> DecoderModel:
     return load_model(
-        open_checkpoint(saved.path), dtype=DTYPES[dtype], device=torch.device("cpu"), on_progress=lambda _: None
+        open_checkpoint(saved.path),
+        dtype=DTYPES[dtype],
+        device=torch.device("cpu"),
+        on_progress=lambda _: None,
+        share=share,
     )
 
 
@@ -152,6 +157,25 @@ def test_weights(saved: Saved, dtype: str) -> None:
     model = load(saved, dtype)
     assert model.num_parameter_bytes == expected
     assert sum(tensor.nbytes for tensor in held_tensors(model).values()) == expected
+
+
+@pytest.mark.parametrize(("num_ranks", "num_stages"), [(2, 1), (4, 1), (1, 2), (1, 3), (2, 2)])
+def test_weights_of_ranks_and_stages(saved: Saved, num_ranks: int, num_stages: int) -> None:
+    """The device of a stage that holds most is foretold, whichever rank it is."""
+    request = FitRequest(
+        shape=saved.shape,
+        memory_bytes=0,
+        dtype="float32",
+        tensor_parallel_size=num_ranks,
+        pipeline_parallel_size=num_stages,
+        **SETTINGS,
+    )
+    for stage, layers in enumerate(stage_layers(saved.shape.num_layers, num_stages)):
+        held = [
+            load(saved, "float32", ModelShare(rank=rank, world_size=num_ranks, layers=layers)).num_parameter_bytes
+            for rank in range(num_ranks)
+        ]
+        assert device_memory(request, stage).weights_bytes == max(held)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
