@@ -17,7 +17,7 @@ import common
 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
-from quire_contract.model_shape import shape_from_hf_config
+from quire_server.models.footprint import shape_of_config
 
 sys.path.insert(0, str(common.ROOT / "e2e"))
 from cluster.control_plane import ControlPlane
@@ -133,7 +133,7 @@ async def populate(api: Api, plane: ControlPlane, count: int) -> None:
 
 def volume(uri: str) -> Manifest:
     digest = names.model_digest(uri)
-    shape = shape_from_hf_config(CONFIG)
+    shape = shape_of_config(CONFIG)
     facts = ModelFacts(path=f"model-{digest}", bytes=269_000_000, revision="0" * 40, shape=shape)
     return {
         "apiVersion": "v1",

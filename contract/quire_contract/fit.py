@@ -1,30 +1,31 @@
-"""Does a model fit one replica's memory, and what fits besides? The server's own arithmetic, before a server runs.
+"""Does a model fit the memory of its devices, and what fits besides? The one arithmetic of memory.
 
-Pure integers: the operator asks before a GPU is taken, and gets the answer that the server would give (a test compares
-the two). Where a replica has several devices, all numbers are of the one that holds most.
+Pure integers. The operator asks before a GPU is taken (`check_fit`), and the server when it starts (`device_memory`);
+both get their numbers here. Where a replica has several devices, all numbers are of the one that holds most.
 """
 
 from dataclasses import dataclass
 from typing import Final
 
-from quire_contract.model_shape import FitError, KVLayers, ModelShape, shape_from_gguf, shape_from_hf_config
+from quire_contract.dtypes import FitError, dtype_bytes
+from quire_contract.kv_cache import KVCacheSpec, KVFormat
+from quire_contract.model_shape import ModelShape, sum_on_device
 
 __all__ = [
     "DEFAULT_BLOCK_SIZE",
     "DEFAULT_GPU_MEMORY_UTILIZATION",
     "DEFAULT_MAX_NUM_BATCHED_TOKENS",
     "NUM_NULL_BLOCKS",
+    "DeviceMemory",
     "FitError",
     "FitReport",
     "FitRequest",
     "ModelShape",
     "check_fit",
-    "dtype_bytes",
-    "kv_bytes_per_token",
-    "shape_from_gguf",
-    "shape_from_hf_config",
-    "weights_bytes",
-    "workspace_bytes",
+    "device_memory",
+    "logits_chunk_rows",
+    "stage_layers",
+    "usable_bytes",
 ]
 
 DEFAULT_BLOCK_SIZE: Final = 16
@@ -33,28 +34,11 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS: Final = 2048
 """What the server does without the flags of these names."""
 NUM_NULL_BLOCKS: Final = 1
 """Blocks of the KV cache that no sequence gets: unused table entries point at block 0."""
-LOGITS_CHUNK_BYTES: Final = 64 << 20
+_LOGITS_CHUNK_BYTES: Final = 64 << 20
 """Where many rows of logits are needed (log-probabilities of prompts), they are made in chunks of so many bytes."""
 _NUM_LOGITS_COPIES: Final = 3
 """The logits, their processed copy, and a sort or a softmax of it."""
 _LOGIT_BYTES: Final = 4
-
-_DTYPE_BYTES: Final = {
-    **dict.fromkeys(("float32", "float"), 4),
-    **dict.fromkeys(("bfloat16", "float16", "half"), 2),
-    **dict.fromkeys(("fp8", "fp8_e4m3", "fp8_e5m2"), 1),
-}
-
-
-def dtype_bytes(dtype: str) -> int:
-    """Return the bytes of one element.
-
-    Raises:
-        FitError: the type is not known.
-    """
-    if dtype not in _DTYPE_BYTES:
-        raise FitError(f"dtype {dtype!r} is not known; known are {', '.join(_DTYPE_BYTES)}")
-    return _DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,28 +59,67 @@ class FitRequest:
     block_size: int = DEFAULT_BLOCK_SIZE
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
-    is_stored_form_kept: bool = False
-    """The weights stay in memory as they are on disk (quantised GGUF), not unpacked to `dtype`."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        sizes = ("max_num_seqs", "max_num_batched_tokens", "block_size")
+        for name in (*sizes, "tensor_parallel_size", "pipeline_parallel_size"):
             _require_positive(name, getattr(self, name))
-        _require_positive("tensor_parallel_size", self.tensor_parallel_size)
-        _require_positive("pipeline_parallel_size", self.pipeline_parallel_size)
         if self.max_model_len is not None:
             _require_positive("max_model_len", self.max_model_len)
             if self.max_model_len > self.shape.max_position_embeddings:
                 positions = self.shape.max_position_embeddings
                 raise FitError(f"max_model_len {self.max_model_len} is more than the model's {positions} positions")
-        if self.is_stored_form_kept and self.shape.stored_weights_bytes is None:
-            raise FitError("is_stored_form_kept needs the sizes of the stored tensors")
+        if self.pipeline_parallel_size > self.shape.num_layers:
+            num_stages, num_layers = self.pipeline_parallel_size, self.shape.num_layers
+            raise FitError(f"pipeline_parallel_size {num_stages} is more than the model's {num_layers} layers")
 
     @property
-    def activation_bytes(self) -> int:
-        """Bytes of one element of weights and activations."""
+    def activation_dtype(self) -> str:
+        """Of weights and activations."""
         if self.dtype != "auto":
-            return dtype_bytes(self.dtype)
-        return dtype_bytes("float32" if self.shape.checkpoint_dtype == "float32" else "bfloat16")
+            return self.dtype
+        return "float32" if self.shape.checkpoint_dtype == "float32" else "bfloat16"
+
+    @property
+    def kv_cache(self) -> KVCacheSpec:
+        """The cache of the whole model."""
+        dtype = self.activation_dtype if self.kv_cache_dtype == "auto" else self.kv_cache_dtype
+        return KVCacheSpec(groups=self.shape.kv_groups, format=KVFormat(dtype=dtype))
+
+    @property
+    def wanted_len(self) -> int:
+        return self.max_model_len or self.shape.max_position_embeddings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """What one device holds: fixed bytes, and how its KV cache grows by blocks."""
+
+    weights_bytes: int
+    workspace_bytes: int
+    kv_cache: KVCacheSpec
+    block_size: int
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Of all layers that the device has."""
+        return self.kv_cache.bytes_per_block(self.block_size)
+
+    @property
+    def fixed_bytes(self) -> int:
+        return self.weights_bytes + self.workspace_bytes
+
+    def num_blocks(self, have_bytes: int) -> int:
+        """Return the blocks that fit beside all else, null block included."""
+        return max(0, (have_bytes - self.fixed_bytes) // self.bytes_per_block)
+
+    def need_bytes(self, num_tokens: int) -> int:
+        """Return what it takes that one sequence of so many tokens runs."""
+        return self.fixed_bytes + self.kv_bytes(num_tokens)
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        """Return the bytes of the blocks of one sequence, null block included."""
+        return (_ceil_div(num_tokens, self.block_size) + NUM_NULL_BLOCKS) * self.bytes_per_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,81 +143,82 @@ class FitReport:
 
 def check_fit(request: FitRequest) -> FitReport:
     """Tell whether the model fits, and what room is left for the KV cache."""
-    shape, block_size = request.shape, request.block_size
-    wanted_len = request.max_model_len or shape.max_position_embeddings
-    weights, workspace = weights_bytes(request), workspace_bytes(request)
-    per_token = kv_bytes_per_token(request)
-    have = int(request.memory_bytes * request.gpu_memory_utilization)
-    num_blocks = max(0, (have - weights - workspace) // (per_token * block_size) - NUM_NULL_BLOCKS)
-    capacity = num_blocks * block_size
-    need = weights + workspace + (_ceil_div(wanted_len, block_size) + NUM_NULL_BLOCKS) * block_size * per_token
-    fits = need <= have
-    num_concurrent = num_blocks // _held_blocks(request, wanted_len)
+    wanted_len, block_size = request.wanted_len, request.block_size
+    devices = [device_memory(request, stage) for stage in range(request.pipeline_parallel_size)]
+    fullest = max(devices, key=lambda device: device.need_bytes(wanted_len))
+    have = usable_bytes(request.memory_bytes, request.gpu_memory_utilization)
+    # All stages have the same blocks, so that there are as many as the stage with the least room can hold.
+    num_blocks = max(0, min(device.num_blocks(have) for device in devices) - NUM_NULL_BLOCKS)
+    fits = fullest.need_bytes(wanted_len) <= have
+    num_held_blocks = request.kv_cache.max_held_blocks(
+        wanted_len, block_size=block_size, max_num_batched_tokens=request.max_num_batched_tokens
+    )
     return FitReport(
         fits=fits,
-        need_bytes=need,
+        need_bytes=fullest.need_bytes(wanted_len),
         have_bytes=have,
-        weights_bytes=weights,
-        workspace_bytes=workspace,
-        kv_bytes_per_token=per_token,
-        kv_capacity_tokens=capacity,
-        max_concurrent_sequences=min(request.max_num_seqs, num_concurrent) if fits else 0,
-        max_model_len=min(capacity, shape.max_position_embeddings),
+        weights_bytes=fullest.weights_bytes,
+        workspace_bytes=fullest.workspace_bytes,
+        kv_bytes_per_token=_ceil_div(fullest.bytes_per_block, block_size),
+        kv_capacity_tokens=num_blocks * block_size,
+        max_concurrent_sequences=min(request.max_num_seqs, num_blocks // num_held_blocks) if fits else 0,
+        max_model_len=min(num_blocks * block_size, request.shape.max_position_embeddings),
     )
 
 
-def weights_bytes(request: FitRequest) -> int:
-    """Return the bytes of weights on the device that holds most."""
-    shape, num_stages = request.shape, request.pipeline_parallel_size
-    counts = {group.name: _ceil_div(group.count, request.tensor_parallel_size) for group in shape.parameters}
-    counts.update({group.name: group.count for group in shape.parameters if not group.is_split})
-    layers = sum(counts[group.name] for group in shape.parameters if group.is_per_layer)
-    ends = [counts[group.name] for group in shape.parameters if not group.is_per_layer]
-    largest_stage = _ceil_div(layers * _ceil_div(shape.num_layers, num_stages), shape.num_layers)
-    # With stages, the embedding is on the first and the head on the last; tied, each holds a copy.
-    num_elements = largest_stage + (sum(ends) if num_stages == 1 else max(ends))
-    if request.is_stored_form_kept:
-        assert shape.stored_weights_bytes is not None  # checked where the request was built
-        return _ceil_div(shape.stored_weights_bytes * num_elements, shape.num_parameters)
-    return num_elements * request.activation_bytes
+def device_memory(request: FitRequest, stage: int = 0) -> DeviceMemory:
+    """Return what a device of a pipeline stage holds; of a tensor-parallel group, the one that holds most.
 
-
-def kv_bytes_per_token(request: FitRequest) -> int:
-    """Return the bytes of keys and values of one token in all layers of the fullest device, as blocks hold them.
-
-    A block holds every layer, whatever its window; that windows free blocks counts in `max_concurrent_sequences`.
+    Raises:
+        FitError: a dtype is not known.
     """
-    is_auto = request.kv_cache_dtype == "auto"
-    item_bytes = request.activation_bytes if is_auto else dtype_bytes(request.kv_cache_dtype)
-    total = sum(layers.num_layers * _elements_per_token(layers, request) for layers in request.shape.kv_layers)
-    num_layers = request.shape.num_layers
-    return _ceil_div(total * _ceil_div(num_layers, request.pipeline_parallel_size), num_layers) * item_bytes
+    layers = stage_layers(request.shape.num_layers, request.pipeline_parallel_size)[stage]
+    return DeviceMemory(
+        weights_bytes=_weights_bytes(request, stage, layers),
+        workspace_bytes=_workspace_bytes(request),
+        kv_cache=request.kv_cache.share(tensor_parallel_size=request.tensor_parallel_size, layers=layers),
+        block_size=request.block_size,
+    )
 
 
-def workspace_bytes(request: FitRequest) -> int:
+def stage_layers(num_layers: int, num_stages: int) -> tuple[range, ...]:
+    """Return the layers of each pipeline stage, as equal as can be."""
+    ends = [_ceil_div(num_layers * (stage + 1), num_stages) for stage in range(num_stages)]
+    return tuple(range(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def usable_bytes(memory_bytes: int, gpu_memory_utilization: float) -> int:
+    """Return what of a memory the server takes."""
+    return int(memory_bytes * gpu_memory_utilization)
+
+
+def logits_chunk_rows(vocab_size: int) -> int:
+    """Return the rows of logits that are made at a time where many are needed (log-probabilities of prompts)."""
+    return max(_LOGITS_CHUNK_BYTES // (_LOGIT_BYTES * vocab_size), 1)
+
+
+def _weights_bytes(request: FitRequest, stage: int, layers: range) -> int:
+    shape, item_bytes, split = request.shape, dtype_bytes(request.activation_dtype), request.tensor_parallel_size
+    total = 0
+    for kind in shape.layer_weights:
+        num_layers = sum(layer in layers for layer in kind.layers)
+        total += num_layers * sum_on_device(kind.shares, item_bytes, split)
+    if stage == 0:
+        total += sum_on_device(shape.first_weights, item_bytes, split)
+    if stage == request.pipeline_parallel_size - 1:
+        total += sum_on_device(shape.last_weights, item_bytes, split)
+        if stage != 0:
+            total += sum_on_device(shape.tied_weights, item_bytes, split)
+    return total
+
+
+def _workspace_bytes(request: FitRequest) -> int:
     """Return the most bytes that a step holds besides weights and KV: the widest moment of a layer, and the logits."""
     shape, split = request.shape, request.tensor_parallel_size
-    width = 4 * shape.hidden_size + max(_ceil_div(2 * shape.qkv_width, split), _ceil_div(shape.mlp_width, split))
-    activations = request.max_num_batched_tokens * width * request.activation_bytes
-    chunk_rows = max(LOGITS_CHUNK_BYTES // (_LOGIT_BYTES * shape.vocab_size), 1)
-    rows = max(request.max_num_seqs, min(request.max_num_batched_tokens, chunk_rows))
+    width = 4 * shape.hidden_size + _ceil_div(shape.activation_width, split)
+    activations = request.max_num_batched_tokens * width * dtype_bytes(request.activation_dtype)
+    rows = max(request.max_num_seqs, min(request.max_num_batched_tokens, logits_chunk_rows(shape.vocab_size)))
     return activations + rows * shape.vocab_size * _LOGIT_BYTES * _NUM_LOGITS_COPIES
-
-
-def _elements_per_token(layers: KVLayers, request: FitRequest) -> int:
-    """Elements of one token in one layer. Fewer heads than devices: each device holds a copy of one."""
-    heads = _ceil_div(layers.num_kv_heads, request.tensor_parallel_size)
-    return heads * (layers.key_dim + layers.value_dim)
-
-
-def _held_blocks(request: FitRequest, seq_len: int) -> int:
-    """Blocks that a sequence holds at most; those behind a window that all layers share are given back."""
-    window = request.shape.uniform_sliding_window
-    num_blocks = _ceil_div(seq_len, request.block_size)
-    if window is None:
-        return num_blocks
-    num_visible_tokens = window - 1 + request.max_num_batched_tokens
-    return min(num_blocks, _ceil_div(num_visible_tokens, request.block_size) + 1)
 
 
 def _ceil_div(numerator: int, denominator: int) -> int:

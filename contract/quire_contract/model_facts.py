@@ -23,6 +23,11 @@ MODEL_INVALID: Final = "ModelInvalid"
 DOWNLOAD_FAILED: Final = "DownloadFailed"
 
 
+_OTHER_VERSION: Final = "the model was read by another version of Quire"
+MAX_FACTS_BYTES: Final = 4096
+"""What a termination message has room for."""
+
+
 class DownloadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
     """How far a download is."""
 
@@ -49,8 +54,6 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """None where the architecture is not known: whether it fits cannot be told."""
     shape_error: str = ""
     """Why `shape` is None."""
-    is_stored_form_kept: bool = False
-    """The server keeps the weights in memory as they are stored (see `fit.FitRequest`)."""
 
 
 def encode_facts(facts: ModelFacts) -> bytes:
@@ -58,8 +61,24 @@ def encode_facts(facts: ModelFacts) -> bytes:
 
 
 def decode_facts(text: str | bytes) -> ModelFacts | None:
-    """Read facts; None where the text is something else."""
+    """Read facts; None where the text is something else.
+
+    Facts that another version wrote tell what they can: a shape that this one does not understand is left out. What the
+    files are still counts, so that a model that serves goes on; the next download Job reads the shape anew.
+    """
     try:
         return msgspec.json.decode(text, type=ModelFacts)
+    except msgspec.ValidationError:
+        return _decode_without_shape(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _decode_without_shape(text: str | bytes) -> ModelFacts | None:
+    fields = msgspec.json.decode(text)
+    if not isinstance(fields, dict) or "shape" not in fields:
+        return None
+    try:
+        return msgspec.convert({**fields, "shape": None, "shapeError": _OTHER_VERSION}, type=ModelFacts)
+    except msgspec.ValidationError:
         return None

@@ -120,7 +120,6 @@ def judge_fit(settings: EngineSettings, hardware: Hardware, facts: ModelFacts | 
             block_size=settings.block_size,
             tensor_parallel_size=settings.tensor_parallel_size,
             pipeline_parallel_size=settings.pipeline_parallel_size,
-            is_stored_form_kept=facts.is_stored_form_kept,
         )
         return _judge(settings, hardware, _with_fixed_cache(request, settings))
     except FitError as error:

@@ -7,21 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_contract.fit import (
-    FitError,
-    FitRequest,
-    ModelShape,
-    check_fit,
-    dtype_bytes,
-    kv_bytes_per_token,
-    shape_from_gguf,
-    shape_from_hf_config,
-    weights_bytes,
-    workspace_bytes,
-)
+from quire_contract.dtypes import dtype_bytes
+from quire_contract.fit import FitError, FitRequest, ModelShape, check_fit, device_memory, stage_layers
+from quire_contract.model_shape import LayerWeights, WeightShare
+from quire_server.models.footprint import shape_of_config
 
 TINY: dict[str, Any] = {
-    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -30,27 +22,39 @@ TINY: dict[str, Any] = {
     "vocab_size": 100,
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
 }
 MIB = 1 << 20
+# A layer: query and output 64 × 64 each, key and value 64 × 32 each, three of 64 × 128 in the MLP; two norms.
+LAYER = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
+NORMS = 2 * 64
+TABLE = 100 * 64
+
+
+def _shape(config: dict[str, Any] | None = None, checkpoint_dtype: str | None = "bfloat16") -> ModelShape:
+    return replace(shape_of_config({**TINY, **(config or {})}), checkpoint_dtype=checkpoint_dtype)
 
 
 def _request(config: dict[str, Any] | None = None, **changes: Any) -> FitRequest:
-    shape = shape_from_hf_config({**TINY, **(config or {})})
     given_fields = {"memory_bytes": 1000 * MIB, "max_num_seqs": 8, "max_num_batched_tokens": 128, **changes}
-    return FitRequest(shape=shape, **given_fields)
+    return FitRequest(**{"shape": _shape(config), **given_fields})
+
+
+def _weights_bytes(request: FitRequest) -> int:
+    return check_fit(request).weights_bytes
+
+
+def _kv_bytes_per_token(request: FitRequest) -> int:
+    return check_fit(request).kv_bytes_per_token
 
 
 def test_a_small_model_by_hand() -> None:
     request = _request(gpu_memory_utilization=1.0)
-    # A layer: query and output 64 × 64 each, key and value 64 × 32 each, three of 64 × 128 in the MLP, two norms.
-    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
-    assert request.shape.num_parameters == 2 * layer + 100 * 64 + 64
-    assert weights_bytes(request) == 2 * request.shape.num_parameters
-    assert kv_bytes_per_token(request) == 2 * (2 * 2 * 16) * 2
-    # 4 × hidden, and the MLP (3 × 128) is wider than two of query, key and value (2 × 128); logits for 128 rows.
-    assert workspace_bytes(request) == 128 * (4 * 64 + 3 * 128) * 2 + 128 * 100 * 4 * 3
+    assert request.shape.num_parameters == 2 * (LAYER + NORMS) + TABLE + 64
     report = check_fit(request)
+    assert report.weights_bytes == 2 * (2 * LAYER + TABLE) + 4 * (2 * NORMS + 64)  # norms are float32
+    assert report.kv_bytes_per_token == 2 * (2 * 2 * 16) * 2
+    # 4 × hidden, and the MLP (3 × 128) is wider than two of query, key and value (2 × 128); logits for 128 rows.
+    assert report.workspace_bytes == 128 * (4 * 64 + 3 * 128) * 2 + 128 * 100 * 4 * 3
     left = 1000 * MIB - report.weights_bytes - report.workspace_bytes
     assert report.kv_capacity_tokens == (left // (256 * 16) - 1) * 16
     assert report.need_bytes == report.weights_bytes + report.workspace_bytes + (256 + 16) * 256
@@ -91,29 +95,28 @@ def test_weights_that_do_not_fit_leave_nothing() -> None:
     ],
 )
 def test_dtypes(checkpoint: str | None, dtype: str, kv_cache_dtype: str, weight: int, kv: int) -> None:
-    request = _request({"torch_dtype": checkpoint}, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
-    assert weights_bytes(request) == weight * request.shape.num_parameters
-    assert kv_bytes_per_token(request) == 128 * kv
-
-
-def test_dtype_of_newer_configs_is_read() -> None:
-    assert shape_from_hf_config({**TINY, "torch_dtype": None, "dtype": "float32"}).checkpoint_dtype == "float32"
-    assert shape_from_hf_config({**TINY, "torch_dtype": "torch.float16"}).checkpoint_dtype == "float16"
+    request = _request(shape=_shape(None, checkpoint), dtype=dtype, kv_cache_dtype=kv_cache_dtype)
+    assert _weights_bytes(request) == weight * (2 * LAYER + TABLE) + 4 * (2 * NORMS + 64)
+    assert _kv_bytes_per_token(request) == 128 * kv
 
 
 def test_an_unknown_dtype_is_refused() -> None:
     with pytest.raises(FitError, match="dtype 'int3' is not known; known are"):
         dtype_bytes("int3")
+    with pytest.raises(FitError, match="dtype 'int3' is not known; known are"):
+        check_fit(_request(kv_cache_dtype="int3"))
 
 
 class TestSlidingWindows:
     def test_layers_are_grouped_by_what_they_see(self) -> None:
-        shape = shape_from_hf_config({**TINY, "model_type": "gemma2", "num_hidden_layers": 5, "sliding_window": 32})
-        assert [(layers.num_layers, layers.sliding_window) for layers in shape.kv_layers] == [(2, None), (3, 32)]
-        assert shape.uniform_sliding_window is None
+        config = {"architectures": ["Gemma2ForCausalLM"], "num_hidden_layers": 5, "sliding_window": 32}
+        request = _request(config)
+        groups = {group.layers: (group.kind, group.window) for group in request.shape.kv_groups}
+        assert groups == {(0, 2, 4): ("window", 32), (1, 3): ("full", None)}
+        assert request.kv_cache.uniform_window is None
 
     def test_a_window_of_all_layers_bounds_what_a_sequence_holds(self) -> None:
-        config = {"model_type": "mistral", "sliding_window": 32}
+        config = {"architectures": ["MistralForCausalLM"], "sliding_window": 32}
         changes = {"max_num_seqs": 1000, "max_num_batched_tokens": 16, "memory_bytes": 2 * MIB}
         windowed, full = (check_fit(_request({**config, **c}, **changes)) for c in ({}, {"sliding_window": None}))
         assert windowed.kv_capacity_tokens == full.kv_capacity_tokens
@@ -124,115 +127,80 @@ class TestSlidingWindows:
     @pytest.mark.parametrize(
         ("config", "windows"),
         [
-            ({"model_type": "qwen2"}, [(4, None)]),
-            ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}, [(1, None), (3, 4096)]),
+            ({"architectures": ["Qwen2ForCausalLM"]}, [(4, None)]),
+            (
+                {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 1},
+                [(1, None), (3, 4096)],
+            ),
             (
                 {
-                    "model_type": "qwen2",
+                    "architectures": ["Qwen2ForCausalLM"],
                     "use_sliding_window": True,
                     "sliding_window": 8,
                     "layer_types": ["sliding_attention", "full_attention"] * 2,
                 },
                 [(2, None), (2, 8)],
             ),
-            ({"model_type": "mistral"}, [(4, 4096)]),
-            ({"model_type": "mistral", "sliding_window": None}, [(4, None)]),
-            ({"model_type": "gemma2", "layer_types": ["sliding_attention"] * 4}, [(4, 4096)]),
+            ({"architectures": ["MistralForCausalLM"]}, [(4, 4096)]),
+            ({"architectures": ["MistralForCausalLM"], "sliding_window": None}, [(4, None)]),
+            ({"architectures": ["Gemma2ForCausalLM"], "layer_types": ["sliding_attention"] * 4}, [(4, 4096)]),
         ],
     )
     def test_each_family_says_it_its_own_way(
         self, config: dict[str, Any], windows: list[tuple[int, int | None]]
     ) -> None:
-        shape = shape_from_hf_config({**TINY, "num_hidden_layers": 4, **config})
-        assert [(layers.num_layers, layers.sliding_window) for layers in shape.kv_layers] == windows
+        groups = _shape({"num_hidden_layers": 4, **config}).kv_groups
+        assert sorted(((len(group.layers), group.window) for group in groups), key=str) == sorted(windows, key=str)
 
 
 class TestParallel:
     def test_devices_share_what_can_be_split(self) -> None:
         one, two = _request(), _request(tensor_parallel_size=2)
-        norms = 2 * 2 * 64 + 64
-        assert weights_bytes(two) == 2 * ((one.shape.num_parameters - norms) // 2 + norms)
-        assert kv_bytes_per_token(two) == kv_bytes_per_token(one) // 2
+        assert _weights_bytes(two) == 2 * (2 * LAYER + TABLE) // 2 + 4 * (2 * NORMS + 64)
+        assert _kv_bytes_per_token(two) == _kv_bytes_per_token(one) // 2
 
     def test_more_devices_than_heads_copy_them(self) -> None:
-        assert kv_bytes_per_token(_request(tensor_parallel_size=4)) == kv_bytes_per_token(_request()) // 2
+        four = _request(tensor_parallel_size=4)
+        assert _kv_bytes_per_token(four) == _kv_bytes_per_token(_request()) // 2
+        layer = 2 * 64 * 16 + 2 * 64 * 16 + 3 * 64 * 32  # one head of query, and a whole one of key and value
+        assert _weights_bytes(four) == 2 * (2 * layer + TABLE // 4) + 4 * (2 * NORMS + 64)
 
-    def test_stages_share_the_layers_and_one_holds_the_table(self) -> None:
+    def test_stages_share_the_layers_and_both_ends_hold_the_table(self) -> None:
         one, two = _request(), _request(pipeline_parallel_size=2)
-        layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
-        assert weights_bytes(two) == 2 * (layer + 100 * 64)
-        assert kv_bytes_per_token(two) == kv_bytes_per_token(one) // 2
+        first, last = (device_memory(two, stage).weights_bytes for stage in range(2))
+        assert first == 2 * (LAYER + TABLE) + 4 * NORMS
+        assert last == 2 * (LAYER + TABLE) + 4 * (NORMS + 64)
+        assert _weights_bytes(two) == last
+        assert _kv_bytes_per_token(two) == _kv_bytes_per_token(one) // 2
+
+    def test_an_output_matrix_of_its_own_is_on_the_last_stage_alone(self) -> None:
+        two = _request({"tie_word_embeddings": False}, pipeline_parallel_size=2)
+        first, last = (device_memory(two, stage).weights_bytes for stage in range(2))
+        assert last - first == 4 * 64
+        alone = _request({"tie_word_embeddings": False})
+        assert _weights_bytes(alone) == first + last
 
     def test_the_fullest_stage_counts_where_layers_do_not_divide(self) -> None:
         three = _request({"num_hidden_layers": 3}, pipeline_parallel_size=2)
-        assert kv_bytes_per_token(three) == 2 * 64 * 2
+        assert _kv_bytes_per_token(three) == 2 * 64 * 2
 
+    def test_layers_that_differ_count_where_they_are(self) -> None:
+        """Dense layers first, then wider ones, as DeepSeek has them."""
+        shape = _shape({"num_hidden_layers": 4})
+        (dense,) = shape.layer_weights
+        wide = (WeightShare(num_elements=10**6), WeightShare(num_bytes=10**5))
+        kinds = (LayerWeights(layers=(0,), shares=dense.shares), LayerWeights(layers=(1, 2, 3), shares=wide))
+        shape = replace(shape, layer_weights=kinds)
+        request = _request(shape=shape, pipeline_parallel_size=2)
+        assert device_memory(request, 1).weights_bytes == 2 * 2 * 10**6 + 2 * 10**5 + 2 * TABLE + 4 * 64
+        assert device_memory(request, 0).weights_bytes == 2 * (10**6 + LAYER + TABLE) + 10**5 + 4 * NORMS
 
-GGUF: dict[str, Any] = {
-    "general.architecture": "llama",
-    "llama.block_count": 2,
-    "llama.embedding_length": 64,
-    "llama.feed_forward_length": 128,
-    "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2,
-    "llama.context_length": 256,
-    "tokenizer.ggml.tokens": ["x"] * 100,
-}
-
-
-class TestGguf:
-    def test_it_says_what_a_config_says(self) -> None:
-        tied = shape_from_gguf(GGUF, {"token_embd.weight": 10})
-        expected = shape_from_hf_config(TINY)
-        assert replace(tied, stored_weights_bytes=None) == replace(expected, checkpoint_dtype=None)
-
-    def test_an_output_matrix_of_its_own_counts(self) -> None:
-        tied = shape_from_gguf(GGUF, {"token_embd.weight": 10})
-        untied = shape_from_gguf(GGUF, {"token_embd.weight": 10, "output.weight": 10})
-        assert untied.num_parameters == tied.num_parameters + 100 * 64
-        assert shape_from_gguf(GGUF).num_parameters == untied.num_parameters
-
-    def test_weights_kept_as_stored_take_what_they_take_on_disk(self) -> None:
-        shape = shape_from_gguf(GGUF, {"token_embd.weight": 5000, "blk.0.attn_q.weight": 1234})
-        request = replace(_request(), shape=shape, is_stored_form_kept=True)
-        assert weights_bytes(request) == 6234
-        assert weights_bytes(replace(request, is_stored_form_kept=False)) == 2 * shape.num_parameters
-
-    def test_sizes_are_needed_for_that(self) -> None:
-        with pytest.raises(FitError, match="needs the sizes of the stored tensors"):
-            replace(_request(), shape=shape_from_gguf(GGUF), is_stored_form_kept=True)
-
-    def test_one_number_for_all_layers_may_be_a_list(self) -> None:
-        metadata = {**GGUF, "llama.attention.head_count_kv": [2, 2]}
-        assert shape_from_gguf(metadata) == shape_from_gguf(GGUF)
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"general.architecture": "mamba"}, "architecture 'mamba' is not known; known are gemma, gemma2"),
-            ({"llama.attention.head_count_kv": [1, 2]}, "llama.attention.head_count_kv differs from layer to layer"),
-            ({"llama.block_count": None}, "no usable 'num_hidden_layers'"),
-            ({"tokenizer.ggml.tokens": []}, "no usable 'vocab_size'"),
-        ],
-    )
-    def test_what_cannot_be_told_is_named(self, change: dict[str, Any], message: str) -> None:
-        with pytest.raises(FitError, match=message):
-            shape_from_gguf({**GGUF, **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "mamba"}, "model_type 'mamba' is not known; known are gemma"),
-        ({"hidden_size": None}, "no usable 'hidden_size'"),
-        ({"vocab_size": "many"}, "no usable 'vocab_size'"),
-        ({"num_hidden_layers": True}, "no usable 'num_hidden_layers'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised weights \(quant_method gptq\)"),
-    ],
-)
-def test_a_config_that_cannot_be_counted_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(FitError, match=message):
-        shape_from_hf_config({**TINY, **change})
+    @given(st.integers(1, 200), st.integers(1, 20))
+    def test_every_layer_is_on_one_stage(self, num_layers: int, num_stages: int) -> None:
+        stages = stage_layers(num_layers, num_stages)
+        assert [layer for stage in stages for layer in stage] == list(range(num_layers))
+        assert len(stages) == num_stages
+        assert max(map(len, stages)) - min(map(len, stages)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -240,6 +208,7 @@ def test_a_config_that_cannot_be_counted_is_refused(change: dict[str, Any], mess
     [
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, not 0"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size must be at least 1"),
+        ({"pipeline_parallel_size": 3}, "pipeline_parallel_size 3 is more than the model's 2 layers"),
         ({"max_model_len": 0}, "max_model_len must be at least 1"),
         ({"max_model_len": 257}, "max_model_len 257 is more than the model's 256 positions"),
     ],
@@ -249,11 +218,11 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: st
         _request(**change)
 
 
+ARCHITECTURES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "OPT", "GPTNeoX"]
 SHAPES: st.SearchStrategy[ModelShape] = st.builds(
-    lambda family, layers, heads, kv, window: shape_from_hf_config(
+    lambda family, layers, heads, kv, window: _shape(
         {
-            **TINY,
-            "model_type": family,
+            "architectures": [f"{family}ForCausalLM"],
             "num_hidden_layers": layers,
             "hidden_size": 16 * heads * kv,
             "num_attention_heads": heads * kv,
@@ -262,7 +231,7 @@ SHAPES: st.SearchStrategy[ModelShape] = st.builds(
             "ffn_dim": 96,
         }
     ),
-    st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "opt", "gpt_neox"]),
+    st.sampled_from(ARCHITECTURES),
     st.integers(1, 5),
     st.integers(1, 4),
     st.integers(1, 4),
@@ -279,7 +248,7 @@ def test_laws_of_any_model(shape: ModelShape, memory: int, length: int, tp: int,
         max_num_seqs=4,
         max_num_batched_tokens=64,
         tensor_parallel_size=tp,
-        pipeline_parallel_size=pp,
+        pipeline_parallel_size=min(pp, shape.num_layers),
     )
     report = check_fit(request)
     assert report.fits == (report.need_bytes <= report.have_bytes) == (length <= report.kv_capacity_tokens)

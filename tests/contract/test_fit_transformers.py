@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quire_contract.fit import shape_from_hf_config
+from quire_contract.model_shape import ModelShape
+from quire_server.errors import UnsupportedModelError
+from quire_server.models.footprint import shape_of_config
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,
@@ -33,7 +35,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", WIDE_HEADS),
     ("opt", OPT),
     ("opt", {**OPT, "word_embed_proj_dim": 32, "do_layer_norm_before": False}),
-    ("opt", {**OPT, "enable_bias": False, "layer_norm_elementwise_affine": False}),
+    ("opt", {**OPT, "enable_bias": False}),
     ("gpt_neox", SMALL),
     ("gpt_neox", {**SMALL, "attention_bias": False, "tie_word_embeddings": True}),
 ]
@@ -163,6 +165,23 @@ REAL: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "opt": "OPTForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+}
+
+
+def _shape(config: dict[str, Any]) -> ModelShape:
+    """A saved model names its class; these configs name their type."""
+    return shape_of_config({**config, "architectures": [ARCHITECTURES[config["model_type"]]]})
+
+
 def _count_parameters(model_type: str, config: dict[str, Any]) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
@@ -173,14 +192,14 @@ def _count_parameters(model_type: str, config: dict[str, Any]) -> int:
 def test_small_models_of_every_kind(model_type: str, config: dict[str, Any]) -> None:
     written = AutoConfig.for_model(model_type, **config).to_dict()
     counted = _count_parameters(model_type, config)
-    assert shape_from_hf_config(written).num_parameters == counted
-    assert shape_from_hf_config({**config, "model_type": model_type}).num_parameters == counted, "defaults left out"
+    assert _shape(written).num_parameters == counted
+    assert _shape({**config, "model_type": model_type}).num_parameters == counted, "defaults left out"
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_published_models(name: str) -> None:
     published, config = REAL[name]
-    assert shape_from_hf_config(config).num_parameters == published
+    assert _shape(config).num_parameters == published
 
 
 @pytest.mark.parametrize("name", ["Qwen2.5-0.5B", "gemma-2-9b", "opt-350m"])
@@ -197,7 +216,13 @@ def test_windows_are_those_of_transformers(model_type: str) -> None:
         settings |= {"use_sliding_window": True, "max_window_layers": 4}
     config = AutoConfig.for_model(model_type, **settings)
     by_type = getattr(config, "layer_types", None) or ["sliding_attention"] * 6
-    shape = shape_from_hf_config({**settings, "model_type": model_type})
-    counted = {layers.sliding_window: layers.num_layers for layers in shape.kv_layers}
+    shape = _shape({**settings, "model_type": model_type})
+    counted = {group.window: len(group.layers) for group in shape.kv_groups}
     assert counted.get(16, 0) == by_type.count("sliding_attention")
     assert counted.get(None, 0) == by_type.count("full_attention")
+
+
+def test_what_the_server_refuses_is_not_counted() -> None:
+    config = AutoConfig.for_model("opt", **OPT, enable_bias=False, layer_norm_elementwise_affine=False).to_dict()
+    with pytest.raises(UnsupportedModelError, match="Galactica"):
+        _shape(config)

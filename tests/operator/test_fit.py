@@ -8,10 +8,10 @@ from plan_world import FACTS, GIB, LLAMA, manifest
 
 from quire_contract.fit import FitRequest, check_fit
 from quire_contract.model_facts import ModelFacts
-from quire_contract.model_shape import shape_from_hf_config
 from quire_operator.fit import Fit, judge_fit, read_engine_settings, target_pending_per_replica
 from quire_operator.resources.render_input import Hardware
 from quire_operator.spec import LLMDeployment, SpecError
+from quire_server.models.footprint import shape_of_config
 
 
 def deployment(engine: dict[str, Any] | None = None, **spec: Any) -> LLMDeployment:
@@ -148,7 +148,7 @@ def test_a_cache_of_a_fixed_size_is_not_measured_by_the_share() -> None:
 def test_target_pending_per_replica() -> None:
     settings = read_engine_settings(deployment({"maxNumSeqs": 64}))
     request = FitRequest(
-        shape=shape_from_hf_config(LLAMA),
+        shape=shape_of_config(LLAMA),
         memory_bytes=80 * GIB,
         max_model_len=4096,
         max_num_seqs=64,

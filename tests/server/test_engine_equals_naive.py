@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from kv_storage import build_storage
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from quire_kernels._cpu import native
@@ -26,7 +27,6 @@ from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.step import NewRequestData, ScheduledRequest, SchedulerOutput
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
-from quire_server.runner.kv_cache import allocate_kv_caches
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.runner.recorded_path import RecordedPath
 from quire_server.sampling_params import SamplingParams
@@ -111,14 +111,12 @@ def load(backend: str, oracles: dict[str, Oracle]) -> Load:
 
 
 def build_runner(model: DecoderModel, *, num_blocks: int, block_size: int, max_num_seqs: int = 16) -> ModelRunner:
-    caches = allocate_kv_caches(
-        model.spec, num_blocks=num_blocks, block_size=block_size, dtype=torch.float32, device=CPU
-    )
-    for cache in caches:  # a slot that was never written must never be read
+    storage = build_storage(model.spec, num_blocks=num_blocks, block_size=block_size)
+    for cache in storage.layers:  # a slot that was never written must never be read
         cache.key.fill_(torch.nan)
         cache.value.fill_(torch.nan)
     config = RunnerConfig(max_num_seqs=max_num_seqs, max_model_len=MAX_MODEL_LEN, block_size=block_size, seed=0)
-    return ModelRunner(model, caches, config, device=CPU)
+    return ModelRunner(model, storage, config, device=CPU)
 
 
 @dataclass(frozen=True, kw_only=True)

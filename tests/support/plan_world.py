@@ -9,7 +9,6 @@ from typing import Any
 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
-from quire_contract.model_shape import shape_from_hf_config
 from quire_contract.termination import TerminationMessage, encode_termination
 from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas
 from quire_operator.cluster import ClusterFacts
@@ -27,11 +26,12 @@ from quire_operator.observed import Observed
 from quire_operator.plan import plan
 from quire_operator.settings import Settings, parse_settings
 from quire_operator.times import format_time
+from quire_server.models.footprint import shape_of_config
 
 NOW = 1_800_000_000.0
 GIB = 1 << 30
 LLAMA = {
-    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 16,
@@ -43,7 +43,7 @@ LLAMA = {
     "torch_dtype": "bfloat16",
 }
 """The sizes of Llama 3.2 1B: 2.3 GiB of weights."""
-FACTS = ModelFacts(path="b-1234", bytes=2_500_000_000, revision="abc", shape=shape_from_hf_config(LLAMA))
+FACTS = ModelFacts(path="b-1234", bytes=2_500_000_000, revision="abc", shape=shape_of_config(LLAMA))
 SPEC: dict[str, Any] = {
     "model": {"uri": "hf://a/b"},
     "engine": {"maxModelLen": 4096},

@@ -65,6 +65,9 @@ def _complete_facts(model: ModelDirectory, meter: Meter) -> ModelFacts | None:
             model.path, format_bytes(facts.bytes), format_bytes(size),
         )  # fmt: skip
         return None
+    elif facts.shape is None:  # this version may know the model, or understand what another one wrote
+        facts = read_facts(model.path, model.path.name, facts.revision)
+        model.write_facts(facts, model.path)
     meter.start(facts.bytes, facts.bytes)
     return facts
 

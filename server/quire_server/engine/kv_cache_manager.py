@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from quire_contract.kv_cache import max_blocks_in_window
 from quire_server.engine.block_pool import ROOT_HASH, BlockPool, ExtraKeys, KVCacheBlock, hash_block
 from quire_server.engine.request import Request
 from quire_server.engine.step import BlockCopy
@@ -86,9 +87,9 @@ class KVCacheManager:
         self._block_copies: list[BlockCopy] = []
         self._max_blocks_per_request = self._pool.num_total + 1
         if params.sliding_window is not None:
-            # The window's other tokens and a step's tokens; one block more because they may start within a block.
-            num_visible_tokens = params.sliding_window - 1 + params.max_num_batched_tokens
-            self._max_blocks_per_request = self._num_blocks(num_visible_tokens) + 1
+            self._max_blocks_per_request = max_blocks_in_window(
+                params.sliding_window, params.block_size, params.max_num_batched_tokens
+            )
 
     # Room
 

@@ -48,3 +48,22 @@ class TiedEmbedding:
 
     def __call__(self, ids: Tensor) -> Tensor:
         return kernels.gather_rows(self._packed, ids)
+
+
+class VocabularyShard:
+    """Some rows of a table, the others being zero: what all ranks return, added up, is the lookup."""
+
+    __slots__ = ("_embedding", "_rows")
+
+    def __init__(self, embedding: Embedding, rows: range) -> None:
+        self._embedding = embedding
+        self._rows = rows
+
+    @property
+    def size_bytes(self) -> int:
+        return self._embedding.size_bytes
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        is_held = (ids >= self._rows.start) & (ids < self._rows.stop)
+        own = (ids - self._rows.start).clamp(0, len(self._rows) - 1)
+        return self._embedding(own).mul_(is_held.unsqueeze(1))

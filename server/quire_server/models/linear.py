@@ -1,19 +1,18 @@
-"""Linear layers: objects with a method.
+"""Linear layers as they run, and how each method's are loaded: the torch side of `linear_method.py`.
 
-A `LinearMethod` knows how a checkpoint stores a linear layer (which tensors, of what shape) and makes a `Linear` of
-it, which knows how it runs. Models only ever call a `Linear`; a new quantisation is a new method in `weights/quant/`
-and a line in `select_linear_method`.
+Models only ever call a `Linear`. A new quantisation brings its own class and a line in `LOADERS`.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 import quire_kernels as kernels
-from quire_server.errors import UnsupportedModelError
-from quire_server.models.plan import LinearPlan
+from quire_server.models.linear_method import UnquantizedMethod
+from quire_server.models.parts import LinearPlan, ModulePlan
+from quire_server.models.sharding import ModelShare, ModuleShard, shard_module
 
 
 class Linear(Protocol):
@@ -30,6 +29,14 @@ class Linear(Protocol):
         ...
 
 
+class RawTensor(NamedTuple):
+    """A stored tensor as it lies, but for its rows' order: not to be written to."""
+
+    encoding: str
+    shape: tuple[int, ...]
+    data: Tensor  # [num_bytes] uint8
+
+
 class TensorReader(Protocol):
     """Reads the checkpoint's tensors, on the model's device."""
 
@@ -40,15 +47,35 @@ class TensorReader(Protocol):
         """Return a tensor in `dtype` (None: as it is stored). It may be a view of the file: not to be written to."""
         ...
 
-
-class LinearMethod(Protocol):
-    """How a checkpoint stores linear layers. One per quantisation scheme."""
-
-    def tensor_shapes(self, plan: LinearPlan) -> dict[str, tuple[int, ...]]:
-        """Return the tensors of a layer and the shape that each must have."""
+    def raw(self, name: str) -> RawTensor:
+        """Return a tensor's bytes, still encoded, in Hugging Face's row order."""
         ...
 
-    def load(self, plan: LinearPlan, reader: TensorReader) -> Linear: ...
+
+def load_linear(plan: LinearPlan, share: ModelShare, reader: TensorReader) -> Linear:
+    """Load a rank's share of a linear layer: in one product where its modules are stored alike."""
+    methods = [module.method for module in plan.modules]
+    if any(method != methods[0] for method in methods):
+        return StackedLinear([load_linear(each, share, reader) for each in plan.by_module()])
+    return LOADERS[type(methods[0])](plan, share, reader)
+
+
+def take(
+    tensor: Tensor,  # [out, in], as stored perhaps transposed; or [out]
+    module: ModulePlan,
+    shard: ModuleShard,
+) -> Tensor:  # the shard's [out, in] or [out], contiguous; a view where nothing has to move
+    """Bring a stored tensor into our order, and cut a rank's share out of it."""
+    if tensor.dim() == 1:
+        return _take_outputs(tensor, shard)
+    if module.layout.is_transposed:
+        tensor = tensor.t()
+    return _take_outputs(tensor, shard)[:, shard.inputs.start : shard.inputs.stop].contiguous()
+
+
+def _take_outputs(tensor: Tensor, shard: ModuleShard) -> Tensor:
+    pieces = [tensor[piece.start : piece.stop] for piece in shard.outputs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 class UnquantizedLinear:
@@ -68,41 +95,32 @@ class UnquantizedLinear:
         return kernels.linear(x, self.packed, self.bias, out_dtype=out_dtype)
 
 
-class UnquantizedMethod:
-    """`module.weight` [out, in] and `module.bias` [out]."""
+class StackedLinear:
+    """Modules that are stored in different ways: each multiplies by itself."""
 
-    def tensor_shapes(self, plan: LinearPlan) -> dict[str, tuple[int, ...]]:
-        shapes: dict[str, tuple[int, ...]] = {}
-        for module, out_features in zip(plan.weights.modules, plan.out_features, strict=True):
-            shapes[f"{module}.weight"] = (out_features, plan.in_features)
-            if plan.has_bias:
-                shapes[f"{module}.bias"] = (out_features,)
-        return shapes
+    __slots__ = ("_linears",)
 
-    def load(self, plan: LinearPlan, reader: TensorReader) -> UnquantizedLinear:
-        weights = [order_rows(plan, reader.read(f"{name}.weight", reader.dtype)) for name in plan.weights.modules]
-        packed = kernels.pack_weight(weights)
-        if not plan.has_bias:
-            return UnquantizedLinear(packed, None)
-        biases = [order_rows(plan, reader.read(f"{name}.bias", reader.dtype)) for name in plan.weights.modules]
-        return UnquantizedLinear(packed, torch.cat(biases))
+    def __init__(self, linears: list[Linear]) -> None:
+        self._linears = linears
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(linear.size_bytes for linear in self._linears)
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return torch.cat([linear(x, out_dtype) for linear in self._linears], dim=1)
 
 
-def order_rows(plan: LinearPlan, tensor: Tensor) -> Tensor:  # [out_features, ...], both
-    """Put the rows of a module in the order in which layers run: all queries, all keys, all values."""
-    if plan.weights.row_order == "stacked":
-        return tensor
-    per_head = tensor.view(plan.num_heads, 3, -1, *tensor.shape[1:])  # [num_heads, 3, head_dim, ...]
-    return per_head.transpose(0, 1).reshape(tensor.shape)
+def load_unquantized(plan: LinearPlan, share: ModelShare, reader: TensorReader) -> UnquantizedLinear:
+    """Load `module.weight` and `module.bias` of every module, and pack them as one."""
+    shards = [(module, shard_module(plan, module, share)) for module in plan.modules]
+
+    def read(name: str) -> list[Tensor]:
+        return [take(reader.read(f"{module.name}.{name}", reader.dtype), module, shard) for module, shard in shards]
+
+    packed = kernels.pack_weight(read("weight"))
+    return UnquantizedLinear(packed, torch.cat(read("bias")) if shards[0][1].has_bias else None)
 
 
-def select_linear_method(config: Mapping[str, Any]) -> LinearMethod:
-    """Return how a checkpoint's linear layers are stored. Raises UnsupportedModelError for an unknown quantisation."""
-    quantization = config.get("quantization_config") or config.get("compression_config")
-    if not quantization:
-        return UnquantizedMethod()
-    name = quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else quantization
-    raise UnsupportedModelError(
-        f"The checkpoint is quantised with {name!r}, which is not supported.",
-        hint="Use the unquantised checkpoint, or a GGUF file.",
-    )
+LOADERS: dict[type, Callable[[LinearPlan, ModelShare, TensorReader], Linear]] = {UnquantizedMethod: load_unquantized}
+"""From a `LinearMethod` to what makes a layer of modules that it stores."""

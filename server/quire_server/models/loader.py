@@ -4,28 +4,28 @@ Invariants: nothing is read before all names and shapes are known to be right an
 model itself, at most one linear layer per loading thread is in memory.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from math import prod
 from typing import Any
 
 import torch
 
 from quire_server.config import Dtype
 from quire_server.models import memory
-from quire_server.models.builder import ModelBuilder, OuterParts
+from quire_server.models.builder import Ends, ModelBuilder
 from quire_server.models.decoder import DecoderModel, DecoderParts
 from quire_server.models.layers import DecoderLayer
-from quire_server.models.linear import LinearMethod, select_linear_method
-from quire_server.models.plan import LinearPlan, NormPlan, TablePlan, build_plan
+from quire_server.models.linear_method import select_method_for
+from quire_server.models.parts import TensorPlan
+from quire_server.models.plan import ModelPlan, build_plan
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import find_family
-from quire_server.models.rope_table import RopeTable
+from quire_server.models.rope_table import RopeTables
+from quire_server.models.sharding import WHOLE, ModelShare, check_divides, loaded_bytes
 from quire_server.weights.checkpoint import Checkpoint
 
 _MAX_LOADING_THREADS = 8
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_Shapes = dict[str, tuple[int, ...]]
 
 
 def resolve_dtype(requested: Dtype, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
@@ -47,39 +47,68 @@ def load_model(
     device: torch.device,
     on_progress: Callable[[float], None],
     max_model_len: int | None = None,
+    share: ModelShare = WHOLE,
 ) -> DecoderModel:
-    """Load a model.
+    """Load a model, or one worker's share of it.
 
     Args:
         on_progress: told the share of bytes read so far, in (0, 1], from the calling thread.
         max_model_len: the longest sequence to be served, on which some rotary scalings depend; None: the model's own.
 
-    Raises UnsupportedModelError, CheckpointError, OutOfMemoryError: all of them before anything is read.
+    Raises UnsupportedModelError, CheckpointError, OutOfMemoryError: all of them before anything is read, but for layers
+    that can be planned and not yet be run.
     """
     family = find_family(checkpoint.config)
-    spec, method = family.build_spec(checkpoint.config), select_linear_method(checkpoint.config)
-    plan = build_plan(spec, family.weights)
-    reader = CheckpointReader(checkpoint, family.weights.aliases, dtype, device)
-    outer_shapes = _shapes(plan.outer_parts(), method)
-    layer_shapes = [_shapes(layer.parts(), method) for layer in plan.layers]
-    stored_bytes = [reader.check(shapes) for shapes in (outer_shapes, *layer_shapes)]
-    need_bytes = sum(_loaded_bytes(shapes, dtype) for shapes in (outer_shapes, *layer_shapes))
+    spec, weights = family.build_spec(checkpoint.config), family.build_weights(checkpoint.config)
+    reader = CheckpointReader(checkpoint, weights.aliases, dtype, device)
+    plan = build_plan(spec, weights, select_method_for(checkpoint.config), reader.lookup)
+    return load_plan(plan, reader, on_progress=on_progress, max_model_len=max_model_len, share=share)
+
+
+def load_plan(
+    plan: ModelPlan,
+    reader: CheckpointReader,
+    *,
+    on_progress: Callable[[float], None],
+    max_model_len: int | None = None,
+    share: ModelShare = WHOLE,
+) -> DecoderModel:
+    """Load what is planned, as `load_model` does."""
+    spec, dtype, device = plan.spec, reader.dtype, reader.device
+    stage = share.stage(spec.num_layers)
+    groups = [list(_end_tensors(plan, share))]
+    groups += [[tensor for part in plan.layers[index].parts() for tensor in part.tensors()] for index in stage]
+    stored_bytes = [reader.check(group) for group in groups]
+    check_divides(plan, share)
+    need_bytes = sum(loaded_bytes(tensor, dtype.itemsize, share) for group in groups for tensor in group)
     memory.check_fits(need_bytes, memory.free_bytes(device), device)
-    builder = ModelBuilder(spec, plan, method, reader)
-    outer, layers = _build(builder, stored_bytes, on_progress)
+    builder = ModelBuilder(plan, reader, share)
+    ends, layers = _build(builder, stage, stored_bytes, on_progress)
     parts = DecoderParts(
-        **outer._asdict(),
+        **ends._asdict(),
         layers=layers,
-        rope=None if spec.rope is None else RopeTable(spec.rope, max_model_len or spec.max_position_embeddings, device),
+        rope=RopeTables(spec.ropes, max_model_len or spec.max_position_embeddings, device),
         dtype=dtype,
         num_parameter_bytes=builder.num_parameter_bytes,
+        share=share,
     )
     return DecoderModel(spec, parts)
 
 
+def _end_tensors(plan: ModelPlan, share: ModelShare) -> Iterator[TensorPlan]:
+    """Yield what the ends read that a stage has; a tied embedding once."""
+    is_first, is_last = share.is_first(), share.is_last(plan.spec.num_layers)
+    if is_first:
+        yield from (tensor for part in plan.first_parts() for tensor in part.tensors())
+    if is_last:
+        yield from (tensor for part in plan.last_parts() for tensor in part.tensors())
+        if plan.lm_head is None and not is_first:
+            yield from plan.token_embedding.tensors()
+
+
 def _build(
-    builder: ModelBuilder, stored_bytes: list[int], on_progress: Callable[[float], None]
-) -> tuple[OuterParts, tuple[DecoderLayer, ...]]:
+    builder: ModelBuilder, stage: range, stored_bytes: list[int], on_progress: Callable[[float], None]
+) -> tuple[Ends, tuple[DecoderLayer, ...]]:
     """Build everything, several parts at a time; the largest, the embedding, first."""
     num_threads = torch.get_num_threads()
     # One thread per part rather than all threads on one operator: the operators of dequantising are too small to share.
@@ -87,11 +116,11 @@ def _build(
         min(num_threads, _MAX_LOADING_THREADS), "load", initializer=torch.set_num_threads, initargs=(1,)
     )
     try:
-        outer = pool.submit(builder.build_outer)
-        layers = [pool.submit(builder.build_layer, index) for index in range(len(stored_bytes) - 1)]
-        futures: list[Future[Any]] = [outer, *layers]
+        ends = pool.submit(builder.build_ends)
+        layers = [pool.submit(builder.build_layer, index) for index in stage]
+        futures: list[Future[Any]] = [ends, *layers]
         _report(dict(zip(futures, stored_bytes, strict=True)), on_progress)
-        return outer.result(), tuple(layer.result() for layer in layers)
+        return ends.result(), tuple(layer.result() for layer in layers)
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(num_threads)
@@ -104,22 +133,3 @@ def _report(sizes: dict[Future[Any], int], on_progress: Callable[[float], None])
         future.result()
         done += sizes[future]
         on_progress(done / total)
-
-
-def _shapes(parts: Iterable[TablePlan | NormPlan | LinearPlan], method: LinearMethod) -> _Shapes:
-    shapes: _Shapes = {}
-    for part in parts:
-        if isinstance(part, LinearPlan):
-            shapes |= method.tensor_shapes(part)
-        elif isinstance(part, TablePlan):
-            shapes[f"{part.module}.weight"] = (part.num_rows, part.row_size)
-        else:
-            shapes[f"{part.module}.weight"] = (part.size,)
-            if part.spec.has_bias:
-                shapes[f"{part.module}.bias"] = (part.size,)
-    return shapes
-
-
-def _loaded_bytes(shapes: _Shapes, dtype: torch.dtype) -> int:
-    """Matrices take the model's dtype, vectors at most float32."""
-    return sum(prod(shape) * (4 if len(shape) == 1 else dtype.itemsize) for shape in shapes.values())

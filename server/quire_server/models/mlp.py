@@ -1,16 +1,11 @@
-"""The feed-forward half of a layer: gated (SwiGLU, GeGLU; gate and up stacked in one product) or plain."""
-
-from typing import Protocol
+"""The plain feed-forward as it runs: gated (gate and up stacked in one product) or not. The kind is `kinds/mlp.py`."""
 
 from torch import Tensor
 
 import quire_kernels as kernels
+from quire_server.models.kinds.mlp import MlpPlan
 from quire_server.models.linear import Linear
-
-
-class Mlp(Protocol):
-    def __call__(self, hidden: Tensor) -> Tensor:  # [num_tokens, hidden_size], both
-        ...
+from quire_server.models.part_builder import PartBuilder
 
 
 class GatedMlp:
@@ -39,3 +34,8 @@ class PlainMlp:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._down(kernels.activation(self._up(hidden), self._activation))
+
+
+def build_mlp(plan: MlpPlan, builder: PartBuilder) -> GatedMlp | PlainMlp:
+    mlp_class = GatedMlp if plan.spec.is_gated else PlainMlp
+    return mlp_class(builder.linear(plan.input), builder.linear(plan.output), plan.spec.activation)

@@ -1,65 +1,60 @@
-"""Every tensor that a model needs, with its shape, known before any is read. Pure: spec and weight map in, plan out.
+"""Every tensor that a model needs, with its shape and its size in memory, known before any is read. Pure.
 
 The loader checks the whole plan against the checkpoint first, so that a wrong file fails in milliseconds and not after
-minutes.
+minutes; whoever counts memory sums `ModelPlan.tensors()`. Knows no kind of layer: each plans itself (`kinds/`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
-from quire_server.models.spec import DecoderSpec, NormSpec
-from quire_server.models.weight_map import LayerWeights, LinearWeights, WeightMap
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TablePlan:
-    """Rows that are looked up: an embedding."""
-
-    module: str
-    num_rows: int
-    row_size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormPlan:
-    module: str
-    size: int
-    spec: NormSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearPlan:
-    weights: LinearWeights
-    out_features: tuple[int, ...]
-    """Of each module."""
-    in_features: int
-    has_bias: bool = False
-    num_heads: int = 1
-    """What a row order per head counts."""
+from quire_server.models.layout import Segment
+from quire_server.models.linear_method import UnquantizedMethod
+from quire_server.models.parts import (
+    LinearPlan,
+    MethodFor,
+    NormPlan,
+    Part,
+    Planner,
+    StoredLookup,
+    TablePlan,
+    TensorPlan,
+    nothing_stored,
+)
+from quire_server.models.spec import DecoderSpec, KindPlan, LayerSpec, NormPlacement
+from quire_server.models.weight_map import LayerWeights, WeightMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPlan:
-    attention_norm: NormPlan
-    qkv: LinearPlan
-    query_norm: NormPlan | None
-    key_norm: NormPlan | None
-    attention_output: LinearPlan
-    post_attention_norm: NormPlan | None
-    mlp_norm: NormPlan
-    mlp_input: LinearPlan
-    mlp_output: LinearPlan
-    post_mlp_norm: NormPlan | None
+    placement: NormPlacement
+    attention: KindPlan
+    feed_forward: KindPlan
+    attention_norm: NormPlan | None
+    attention_output_norm: NormPlan | None
+    feed_forward_norm: NormPlan | None
+    feed_forward_output_norm: NormPlan | None
 
-    def parts(self) -> Iterator[NormPlan | LinearPlan]:
-        for name in self.__slots__:
-            part = getattr(self, name)
-            if part is not None:
-                yield part
+    def parts(self) -> Iterator[Part]:
+        yield from self.attention.parts()
+        yield from self.feed_forward.parts()
+        norms = (self.attention_norm, self.attention_output_norm, self.feed_forward_norm, self.feed_forward_output_norm)
+        yield from (norm for norm in norms if norm is not None)
+
+
+class PlacedTensor(NamedTuple):
+    """A tensor, and who reads it: a layer, or an end of the model."""
+
+    place: int | Literal["first", "last"]
+    tensor: TensorPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
+    """A whole model, undivided."""
+
+    spec: DecoderSpec
+    weights: WeightMap
     token_embedding: TablePlan
     position_embedding: TablePlan | None
     project_in: LinearPlan | None
@@ -67,78 +62,94 @@ class ModelPlan:
     final_norm: NormPlan | None
     project_out: LinearPlan | None
     lm_head: LinearPlan | None
-    """None: the token embedding is used again."""
+    """None: the token embedding is used again; of several pipeline stages, the first and the last hold it."""
 
-    def outer_parts(self) -> Iterator[TablePlan | NormPlan | LinearPlan]:
-        """Everything that is not in a layer."""
-        for name in self.__slots__:
-            part = getattr(self, name)
-            if part is not None and name != "layers":
-                yield part
+    def first_parts(self) -> Iterator[Part]:
+        """Yield what comes before the layers."""
+        parts = (self.token_embedding, self.position_embedding, self.project_in)
+        yield from (part for part in parts if part is not None)
+
+    def last_parts(self) -> Iterator[Part]:
+        """Yield what comes after the layers, but for a tied head."""
+        parts = (self.final_norm, self.project_out, self.lm_head)
+        yield from (part for part in parts if part is not None)
+
+    def tensors(self) -> Iterator[PlacedTensor]:
+        """Yield every tensor that is read, once."""
+        for part in self.first_parts():
+            yield from (PlacedTensor("first", tensor) for tensor in part.tensors())
+        for index, layer in enumerate(self.layers):
+            for part in layer.parts():
+                yield from (PlacedTensor(index, tensor) for tensor in part.tensors())
+        for part in self.last_parts():
+            yield from (PlacedTensor("last", tensor) for tensor in part.tensors())
+
+    def head(self) -> LinearPlan:
+        """Return the output layer, which is made of the token embedding where the two are tied."""
+        if self.lm_head is not None:
+            return self.lm_head
+        table = self.token_embedding
+        tied = replace(self.weights.lm_head, modules=(table.module,), is_transposed=False)
+        planner = Planner(hidden_size=table.row_size, method_for=_held_plain, stored=nothing_stored)
+        return planner.linear(tied, outputs=(_vocabulary(self.spec),), inputs=planner.hidden())
 
 
-def build_plan(spec: DecoderSpec, weights: WeightMap) -> ModelPlan:
-    hidden_size, embedding_size = spec.hidden_size, spec.embedding_size
-    is_projected, positions = embedding_size != hidden_size, spec.learned_positions
+def build_plan(
+    spec: DecoderSpec, weights: WeightMap, method_for: MethodFor, stored: StoredLookup = nothing_stored
+) -> ModelPlan:
+    """Plan a model. Raises UnsupportedModelError where a module is stored in a way that is not known."""
+    planner = Planner(hidden_size=spec.hidden_size, method_for=method_for, stored=stored)
+    embedded = Segment(name="embedding features", num_units=spec.embedding_size)
+    is_projected, positions = spec.embedding_size != spec.hidden_size, spec.learned_positions
     return ModelPlan(
-        token_embedding=TablePlan(module=weights.token_embedding, num_rows=spec.vocab_size, row_size=embedding_size),
-        position_embedding=TablePlan(
-            module=weights.position_embedding, num_rows=positions.num_positions + positions.offset, row_size=hidden_size
-        )
-        if positions is not None and weights.position_embedding is not None
-        else None,
-        project_in=LinearPlan(weights=weights.project_in, out_features=(hidden_size,), in_features=embedding_size)
+        spec=spec,
+        weights=weights,
+        token_embedding=TablePlan(
+            module=weights.token_embedding, num_rows=spec.vocab_size, row_size=spec.embedding_size, is_split=True
+        ),
+        position_embedding=None
+        if positions is None or weights.position_embedding is None
+        else TablePlan(
+            module=weights.position_embedding,
+            num_rows=positions.num_positions + positions.offset,
+            row_size=spec.hidden_size,
+            is_split=False,
+        ),
+        project_in=planner.linear(weights.project_in, outputs=(planner.hidden(),), inputs=embedded)
         if is_projected and weights.project_in is not None
         else None,
-        layers=tuple(_build_layer_plan(spec, weights.layer, layer) for layer in range(spec.num_layers)),
-        final_norm=_norm(spec, weights.final_norm) if spec.has_final_norm and weights.final_norm is not None else None,
-        project_out=LinearPlan(weights=weights.project_out, out_features=(embedding_size,), in_features=hidden_size)
+        layers=tuple(
+            _plan_layer(layer, weights.layer(index), replace(planner, layer=index))
+            for index, layer in enumerate(spec.layers)
+        ),
+        final_norm=planner.norm(weights.final_norm, spec.final_norm),
+        project_out=planner.linear(weights.project_out, outputs=(embedded,), inputs=planner.hidden())
         if is_projected and weights.project_out is not None
         else None,
         lm_head=None
         if spec.tie_word_embeddings
-        else LinearPlan(
-            weights=weights.lm_head,
-            out_features=(spec.vocab_size,),
-            in_features=embedding_size,
-            has_bias=spec.has_lm_head_bias,
+        else planner.linear(
+            weights.lm_head, outputs=(_vocabulary(spec),), inputs=embedded, has_bias=spec.has_lm_head_bias
         ),
     )
 
 
-def _build_layer_plan(spec: DecoderSpec, weights: LayerWeights, layer: int) -> LayerPlan:
-    hidden_size, attention, mlp = spec.hidden_size, spec.attention, spec.mlp
-    query_size, kv_size = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
-
-    def norm(module: str | None, size: int = hidden_size) -> NormPlan | None:
-        return None if module is None else _norm(spec, module.format(layer=layer), size)
-
-    def linear(part: LinearWeights, out_features: tuple[int, ...], in_features: int, has_bias: bool) -> LinearPlan:
-        if len(part.modules) == 1:
-            out_features = (sum(out_features),)
-        return LinearPlan(
-            weights=part.at(layer),
-            out_features=out_features,
-            in_features=in_features,
-            has_bias=has_bias,
-            num_heads=attention.num_heads,
-        )
-
+def _plan_layer(spec: LayerSpec, weights: LayerWeights, planner: Planner) -> LayerPlan:
+    norms = spec.norms
     return LayerPlan(
-        attention_norm=_norm(spec, weights.attention_norm.format(layer=layer)),
-        qkv=linear(weights.qkv, (query_size, kv_size, kv_size), hidden_size, attention.has_qkv_bias),
-        query_norm=norm(weights.query_norm, attention.head_dim) if attention.has_qk_norm else None,
-        key_norm=norm(weights.key_norm, attention.head_dim) if attention.has_qk_norm else None,
-        attention_output=linear(weights.attention_output, (hidden_size,), query_size, attention.has_output_bias),
-        post_attention_norm=norm(weights.post_attention_norm),
-        mlp_norm=_norm(spec, weights.mlp_norm.format(layer=layer)),
-        mlp_input=linear(
-            weights.mlp_input, (mlp.intermediate_size,) * (2 if mlp.is_gated else 1), hidden_size, mlp.has_bias
-        ),
-        mlp_output=linear(weights.mlp_output, (hidden_size,), mlp.intermediate_size, mlp.has_bias),
-        post_mlp_norm=norm(weights.post_mlp_norm),
+        placement=norms.placement,
+        attention=spec.attention.plan(weights.attention, planner),
+        feed_forward=spec.feed_forward.plan(weights.feed_forward, planner),
+        attention_norm=planner.norm(weights.attention_norm, norms.attention),
+        attention_output_norm=planner.norm(weights.attention_output_norm, norms.attention_output),
+        feed_forward_norm=planner.norm(weights.feed_forward_norm, norms.feed_forward),
+        feed_forward_output_norm=planner.norm(weights.feed_forward_output_norm, norms.feed_forward_output),
     )
 
 
-def _norm(spec: DecoderSpec, module: str, size: int | None = None) -> NormPlan:
-    return NormPlan(module=module, size=spec.hidden_size if size is None else size, spec=spec.norm)
+def _vocabulary(spec: DecoderSpec) -> Segment:
+    return Segment(name="vocabulary entries", num_units=spec.vocab_size)
+
+
+def _held_plain(module: str, stored: StoredLookup) -> UnquantizedMethod:
+    return UnquantizedMethod()

@@ -1,14 +1,17 @@
 """A checkpoint as the builder reads it: by the names of a weight map, on the model's device, checked against a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError
+from quire_server.models.linear import RawTensor
+from quire_server.models.parts import TensorPlan
+from quire_server.models.stored_lookup import find_stored, look_up_stored
 from quire_server.weights.checkpoint import Checkpoint
 from quire_server.weights.stored import StoredTensor
-from quire_server.weights.tensors import read_tensor
+from quire_server.weights.tensors import read_bytes, read_tensor
 
 
 class CheckpointReader:
@@ -23,31 +26,38 @@ class CheckpointReader:
     ) -> None:
         self.dtype = dtype
         self._checkpoint = checkpoint
-        self._names = checkpoint.tensor_names
         self._aliases = aliases
         self.device = device
 
     def find(self, name: str) -> StoredTensor:
         """Return where a tensor lies, under its name or an alias. Raises CheckpointError."""
-        if name not in self._names:
-            for prefix, other in self._aliases:
-                alias = other + name.removeprefix(prefix)
-                if name.startswith(prefix) and alias in self._names:
-                    return self._checkpoint.stored(alias)
-        return self._checkpoint.stored(name)
+        return find_stored(self._checkpoint, self._aliases, name)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Check that every tensor is there, in its shape; return their size on disk. Raises CheckpointError."""
+    def lookup(self, name: str) -> StoredTensor | None:
+        """Return where a tensor lies; None: nowhere."""
+        return look_up_stored(self._checkpoint, self._aliases, name)
+
+    def check(self, tensors: Iterable[TensorPlan]) -> int:
+        """Check that every tensor is there, as planned; return their size on disk. Raises CheckpointError."""
         num_bytes = 0
-        for name, shape in shapes.items():
-            stored = self.find(name)
-            if stored.shape != shape:
+        for tensor in tensors:
+            stored = self.find(tensor.name)
+            if stored.shape != tensor.shape:
                 raise CheckpointError(
                     f"{stored.file}: tensor {stored.name} has shape {list(stored.shape)}; "
-                    f"the config makes it {list(shape)}."
+                    f"the config makes it {list(tensor.shape)}."
+                )
+            if tensor.encoding is not None and stored.encoding != tensor.encoding:
+                raise CheckpointError(
+                    f"{stored.file}: tensor {stored.name} is of type {stored.encoding}; "
+                    f"the config makes it {tensor.encoding}."
                 )
             num_bytes += stored.num_bytes
         return num_bytes
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         return read_tensor(self.find(name), dtype).to(self.device)
+
+    def raw(self, name: str) -> RawTensor:
+        stored = self.find(name)
+        return RawTensor(stored.encoding, stored.shape, read_bytes(stored).to(self.device))

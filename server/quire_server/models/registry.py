@@ -5,6 +5,9 @@ from typing import Any
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, qwen2, qwen3
+from quire_server.models.linear_method import select_method_for
+from quire_server.models.parts import StoredLookup, nothing_stored
+from quire_server.models.plan import ModelPlan, build_plan
 from quire_server.models.weight_map import Family
 
 FAMILIES: dict[str, Family] = {
@@ -32,3 +35,13 @@ def find_family(config: Mapping[str, Any]) -> Family:
         f"The model's architecture is {named}; supported are {', '.join(sorted(FAMILIES))}.",
         hint="Choose a model of a supported architecture.",
     )
+
+
+def plan_model(config: Mapping[str, Any], stored: StoredLookup = nothing_stored) -> ModelPlan:
+    """Plan the model of a config: its spec, and all tensors with their bytes. Torch-free.
+
+    Raises UnsupportedModelError, CheckpointError.
+    """
+    family = find_family(config)
+    spec, method_for = family.build_spec(config), select_method_for(config)
+    return build_plan(spec, family.build_weights(config), method_for, stored)

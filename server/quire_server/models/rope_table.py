@@ -1,4 +1,6 @@
-"""The table of cosines and sines that the kernel reads: one row per position, float32."""
+"""The tables of cosines and sines that the kernel reads: one row per position, float32."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,3 +32,23 @@ class RopeTable:
         positions = torch.arange(num_positions, dtype=torch.float32, device=self._inv_freq.device)
         angles = torch.outer(positions, self._inv_freq)
         return torch.cat((angles.cos(), angles.sin()), dim=1).mul_(self._attention_factor)
+
+
+class RopeTables:
+    """One table for each way of rotating that a model's layers have. They are equally long and grow together."""
+
+    def __init__(self, specs: Sequence[RopeSpec], max_model_len: int, device: torch.device) -> None:
+        self._tables = [RopeTable(spec, max_model_len, device) for spec in specs]
+        self.is_growing = any(table.is_growing for table in self._tables)
+        self._rows = self._collect()
+
+    def grow(self, num_positions: int) -> tuple[Tensor | None, ...]:
+        """Return None (for layers that do not rotate) and the tables, made at least so long."""
+        if any(num_positions > table.rows.shape[0] for table in self._tables):
+            for table in self._tables:
+                table.grow(num_positions)
+            self._rows = self._collect()
+        return self._rows
+
+    def _collect(self) -> tuple[Tensor | None, ...]:
+        return (None, *(table.rows for table in self._tables))

@@ -1,47 +1,29 @@
-"""Where a model's parameters come from: ours, fused, and the checkpoint's modules that make them up. Pure data.
+"""Where a model's parameters come from: the checkpoint's modules, by what they are to us. Pure data.
 
-A family declares a `WeightMap`; `{layer}` in a name is the layer's number. A linear layer is named by its module, not
-its tensors, because how a module is stored (`.weight`, or `.qweight` and `.scales`) is its linear method's business.
+`{layer}` in a name is the layer's number. How the modules of a linear layer make it up is in `layout.py`; what names a
+kind of attention or feed-forward has is in its own module in `kinds/`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from quire_server.models.layout import LinearWeights
 from quire_server.models.spec import DecoderSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearWeights:
-    """A linear layer of ours: the checkpoint's modules, stacked along the output dimension."""
-
-    modules: tuple[str, ...]
-    shard_dim: Literal[0, 1] | None
-    """What tensor parallelism divides: 0 the outputs of every module, 1 the inputs, None nothing."""
-    row_order: Literal["stacked", "per_head_qkv"] = "stacked"
-    """per_head_qkv: one module with rows [heads, 3, head_dim] (GPT-NeoX, BLOOM), stacked as [3, heads, head_dim]."""
-
-    def at(self, layer: int) -> "LinearWeights":
-        return replace(self, modules=tuple(module.format(layer=layer) for module in self.modules))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerWeights:
-    """One layer. Norms are modules too (`.weight`, `.bias`)."""
+    """One layer. Norms are modules too (`.weight`, `.bias`); weightless ones need no name."""
 
-    attention_norm: str
-    qkv: LinearWeights
-    attention_output: LinearWeights
-    query_norm: str | None = None
-    key_norm: str | None = None
-    post_attention_norm: str | None = None
-    """Sandwich placement only."""
-    mlp_norm: str
-    mlp_input: LinearWeights
-    """Gate and up, or up alone."""
-    mlp_output: LinearWeights
-    post_mlp_norm: str | None = None
-    """Sandwich placement only."""
+    attention: object
+    """Of the kind's own type (`AttentionWeights`)."""
+    feed_forward: object
+    """Of the kind's own type (`MlpWeights`)."""
+    attention_norm: str | None = None
+    attention_output_norm: str | None = None
+    feed_forward_norm: str | None = None
+    feed_forward_output_norm: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +33,16 @@ class WeightMap:
     token_embedding: str
     position_embedding: str | None = None
     project_in: LinearWeights | None = None
-    layer: LayerWeights
+    layers: tuple[LayerWeights, ...]
+    """[num_layers], or one for all of them."""
     final_norm: str | None
     project_out: LinearWeights | None = None
     lm_head: LinearWeights
     aliases: tuple[tuple[str, str], ...] = ()
     """(prefix, other prefix): a tensor that is not found is looked for under the other."""
+
+    def layer(self, index: int) -> LayerWeights:
+        return self.layers[0 if len(self.layers) == 1 else index]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,4 +50,10 @@ class Family:
     """How one architecture's configs and checkpoints are read."""
 
     build_spec: Callable[[Mapping[str, Any]], DecoderSpec]
-    weights: WeightMap
+    build_weights: Callable[[Mapping[str, Any]], WeightMap]
+    """From the config too: names and layouts may depend on it (Falcon, BigCode), and layers may differ (DeepSeek)."""
+
+
+def always(weights: WeightMap) -> Callable[[Mapping[str, Any]], WeightMap]:
+    """Return the `build_weights` of a family whose checkpoints all have the same names."""
+    return lambda config: weights

@@ -1,63 +1,100 @@
-"""The KV tensors of all layers: allocated once, and moved by whole blocks.
+"""The KV cache's memory: allocated once, seen by each layer as its keys and values, moved by whole blocks.
 
-Owns the memory; the block pool (engine) alone decides which block belongs to whom. Invariant: what the pool has not
-handed out and a step has not written is never read, so blocks are not cleared between owners.
+Owns the memory of one pool, of the device or of the host; where a layer lies in a block is `quire_contract.kv_cache`'s;
+the block pool (engine) alone decides which block belongs to whom. Invariants: a block is one contiguous piece through
+all layers, so that one copy moves it; what the pool has not handed out and a step has not written is never read, so
+blocks are not cleared between owners.
 """
 
-import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
 
 import torch
+from torch import Tensor
 
+from quire_contract.kv_cache import KVCacheSpec, LayerPlace
 from quire_kernels import copy_blocks, swap_blocks
 from quire_server.engine.step import BlockCopy
 from quire_server.models.attention import KVCache
-from quire_server.models.spec import DecoderSpec
+
+_NAME_TO_DTYPE: Final = {
+    **dict.fromkeys(("float32", "float"), torch.float32),
+    **dict.fromkeys(("float16", "half"), torch.float16),
+    "bfloat16": torch.bfloat16,
+    **dict.fromkeys(("fp8", "fp8_e4m3"), torch.float8_e4m3fn),
+    "fp8_e5m2": torch.float8_e5m2,
+}
 
 
-def allocate_kv_caches(
-    spec: DecoderSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> list[KVCache]:
-    """Allocate the keys and values of all layers, in one piece.
+class KVCacheStorage:
+    """One pool of blocks.
 
-    A block is contiguous through all layers, so that what is in use lies together: memory is committed (on a CPU, in
-    huge pages, zero) as blocks are first written, and not for each layer anew.
+    Blocks in use lie together: memory is committed (on a CPU, in huge pages, zero) as blocks are first written, and not
+    for each layer anew.
 
-    Returns:
-        [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, head_dim], strided by block.
+    Attributes:
+        layers: [num_layers] of (key, value), each [num_blocks, block_size, num_kv_heads, dim], strided by block. A
+            latent layer's value has no columns.
+
+    Raises:
+        FitError: the format's dtype is not known.
     """
-    attention = spec.attention
-    shape = (num_blocks, spec.num_layers, 2, block_size, attention.num_kv_heads, attention.head_dim)
-    memory = _allocate(shape, dtype, device)
-    return [KVCache(memory[:, layer, 0], memory[:, layer, 1]) for layer in range(spec.num_layers)]
+
+    def __init__(self, spec: KVCacheSpec, *, num_blocks: int, block_size: int, device: torch.device) -> None:
+        self._spec = spec
+        self._blocks = _allocate((num_blocks, spec.bytes_per_block(block_size)), device)  # [num_blocks, num_bytes]
+        self._block_size = block_size
+        self._places = spec.places(block_size)
+        self.layers = tuple(self._view_layer(place) for place in self._places)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._blocks.nbytes
+
+    def scales(self, layer: int) -> Tensor:  # [num_blocks, num_bytes] uint8
+        """Return what `layers[layer]` keeps behind the values: its key's scales, then its value's."""
+        place = self._places[layer]
+        return self._blocks[:, place.scales_offset : place.scales_offset + place.scales_bytes]
+
+    def move(
+        self,
+        host: "KVCacheStorage | None",
+        *,
+        block_copies: Sequence[BlockCopy],
+        swap_out: Sequence[BlockCopy],
+        swap_in: Sequence[BlockCopy],
+    ) -> None:
+        """Execute a step's block movement in all layers, out before in, so that a freed block can be filled again.
+
+        Raises:
+            ValueError: there is no host pool to move to, its blocks are others, or a block is not there.
+        """
+        if swap_out or swap_in:
+            if host is None:
+                raise ValueError("a step moves blocks to or from host memory, and there is no host pool")
+            swap_blocks(self._blocks, host._blocks, swap_out)
+            swap_blocks(host._blocks, self._blocks, swap_in)
+        copy_blocks(self._blocks, block_copies)
+
+    def _view_layer(self, place: LayerPlace) -> KVCache:
+        group = place.group
+        key = self._view(place.key_offset, group.num_kv_heads, group.key_dim)
+        return KVCache(key, self._view(place.value_offset, group.num_kv_heads, group.value_dim))
+
+    def _view(self, offset: int, num_kv_heads: int, dim: int) -> Tensor:  # [num_blocks, block_size, num_kv_heads, dim]
+        dtype = _NAME_TO_DTYPE[self._spec.format.dtype]
+        elements, start = self._blocks.view(dtype), offset // dtype.itemsize
+        part = elements[:, start : start + self._block_size * num_kv_heads * dim]
+        return part.view(len(part), self._block_size, num_kv_heads, dim)
 
 
-def move_blocks(
-    kv_caches: Sequence[KVCache],
-    host_caches: Sequence[KVCache] | None,
-    *,
-    block_copies: Sequence[BlockCopy],
-    swap_out: Sequence[BlockCopy],
-    swap_in: Sequence[BlockCopy],
-) -> None:
-    """Execute a step's block movement in every layer, out before in, so that a freed block can be filled again."""
-    if (swap_out or swap_in) and host_caches is None:
-        raise ValueError("a step moves blocks to or from host memory, and there is no host pool")
-    for layer, cache in enumerate(kv_caches):
-        for part, tensor in enumerate(cache):
-            if host_caches is not None and swap_out:
-                swap_blocks(tensor, host_caches[layer][part], swap_out)
-            if host_caches is not None and swap_in:
-                swap_blocks(host_caches[layer][part], tensor, swap_in)
-            if block_copies:
-                copy_blocks(tensor, block_copies)
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _allocate(shape: tuple[int, int], device: torch.device) -> Tensor:  # [num_blocks, num_bytes] uint8
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_elements = math.prod(shape)
-    memory = mmap.mmap(-1, num_elements * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype, count=num_elements).view(shape)
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+    num_bytes = shape[0] * shape[1]
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without transparent huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8, count=num_bytes).view(shape)

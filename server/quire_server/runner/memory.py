@@ -1,17 +1,19 @@
-"""How many KV blocks fit: arithmetic, before anything is allocated, so that no profiling run is needed.
+"""How many KV blocks fit: decided before anything is allocated, so that no profiling run is needed.
 
-Owns the budget of a device's memory: weights + workspace + KV cache + what is left free. Does not know where a number
-comes from (`host_limits`, `torch.cuda`) nor allocates anything (`kv_cache`). `quire_contract.fit` answers the same
-questions from a config alone; a test compares the two.
+Owns the budget of a device's memory (weights + workspace + KV cache + what is left free), and the server's own rules
+beside it: flags that fix the cache's size, and the context length that is served. The arithmetic is
+`quire_contract.fit`'s, as the operator's is. Does not know where a number comes from (`host_limits`, `torch.cuda`) nor
+allocates anything (`kv_cache`).
 """
 
 import logging
 from dataclasses import dataclass
 
-from quire_contract.fit import LOGITS_CHUNK_BYTES, NUM_NULL_BLOCKS
+from quire_contract.fit import NUM_NULL_BLOCKS, DeviceMemory, FitRequest, device_memory, usable_bytes
+from quire_contract.kv_cache import KVCacheSpec
+from quire_contract.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
-from quire_server.models.spec import DecoderSpec
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +44,10 @@ class MemoryBudget:
 class KVCachePlan:
     """What to allocate, and the context length it serves."""
 
+    spec: KVCacheSpec
     num_blocks: int
     """The null block included."""
     block_size: int
-    bytes_per_block: int
-    """Keys and values, all layers."""
     max_model_len: int
     budget: MemoryBudget
 
@@ -56,73 +57,52 @@ class KVCachePlan:
         return (self.num_blocks - NUM_NULL_BLOCKS) * self.block_size
 
 
-def kv_bytes_per_token(spec: DecoderSpec, itemsize: int) -> int:
-    """Bytes of keys and values of one token in all layers."""
-    return 2 * spec.num_layers * spec.attention.num_kv_heads * spec.attention.head_dim * itemsize
-
-
-def logits_chunk_rows(vocab_size: int) -> int:
-    """Rows of float32 logits that are made at a time where many are needed (prompt log-probabilities)."""
-    return max(LOGITS_CHUNK_BYTES // (4 * vocab_size), 1)
-
-
-def workspace_bytes(spec: DecoderSpec, *, max_num_batched_tokens: int, max_num_seqs: int, itemsize: int) -> int:
-    """Most bytes that one step holds besides weights and KV: the widest moment of a layer, and the logits."""
-    attention = spec.attention
-    qkv_width = (attention.num_heads + 2 * attention.num_kv_heads) * attention.head_dim
-    mlp_width = spec.mlp.intermediate_size * (3 if spec.mlp.is_gated else 2)
-    per_token = (4 * spec.hidden_size + max(2 * qkv_width, mlp_width)) * itemsize
-    logits_rows = max(max_num_seqs, min(max_num_batched_tokens, logits_chunk_rows(spec.vocab_size)))
-    num_logits_copies = 3  # the logits, their processed copy, and a sort or a softmax of it
-    return max_num_batched_tokens * per_token + logits_rows * spec.vocab_size * 4 * num_logits_copies
-
-
 def plan_kv_cache(
-    spec: DecoderSpec,
-    config: EngineConfig,
-    *,
-    available_bytes: int,
-    weights_bytes: int,
-    itemsize: int,
-    is_cpu: bool,
+    shape: ModelShape, config: EngineConfig, *, available_bytes: int, dtype: str, is_cpu: bool
 ) -> KVCachePlan:
     """Decide the number of blocks and the context length.
 
     Args:
         available_bytes: memory that was free before the weights were loaded.
-        itemsize: bytes of one element of the KV cache.
+        dtype: of weights, activations and KV cache.
         is_cpu: main memory is shared with others, so no more is taken than the sequences can ever need.
 
     Raises:
         OutOfMemoryError: weights, or one sequence of the demanded max_model_len, do not fit.
         ConfigError: max_model_len is more than the model's positions.
     """
-    block_size = config.cache.block_size
-    bytes_per_block = block_size * kv_bytes_per_token(spec, itemsize)
-    workspace = workspace_bytes(
-        spec,
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-        max_num_seqs=config.scheduler.max_num_seqs,
-        itemsize=itemsize,
+    cache, scheduler = config.cache, config.scheduler
+    _check_model_len(shape, config.model.max_model_len)
+    request = FitRequest(
+        shape=shape,
+        memory_bytes=available_bytes,
+        gpu_memory_utilization=cache.gpu_memory_utilization,
+        dtype=dtype,
+        max_model_len=config.model.max_model_len,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        block_size=cache.block_size,
     )
-    usable = int(available_bytes * config.cache.gpu_memory_utilization)
-    wanted_len = _wanted_model_len(spec, config.model.max_model_len)
-    num_blocks = _num_blocks(config.cache, usable - weights_bytes - workspace, bytes_per_block)
+    device = device_memory(request)
+    usable = usable_bytes(available_bytes, cache.gpu_memory_utilization)
+    num_blocks = _num_blocks(cache, device, usable)
     if num_blocks <= NUM_NULL_BLOCKS:
-        raise _no_room(usable, weights_bytes + workspace + bytes_per_block * (1 + NUM_NULL_BLOCKS))
-    max_model_len = _fit_model_len(config.model.max_model_len, wanted_len, num_blocks, bytes_per_block, block_size)
-    if is_cpu and config.cache.kv_cache_memory_bytes is None and config.cache.num_gpu_blocks_override is None:
-        num_blocks_needed = config.scheduler.max_num_seqs * -(-max_model_len // block_size) + NUM_NULL_BLOCKS
+        raise _no_room(usable, device.need_bytes(1))
+    max_model_len = _fit_model_len(request, device, num_blocks)
+    if is_cpu and cache.kv_cache_memory_bytes is None and cache.num_gpu_blocks_override is None:
+        num_blocks_needed = scheduler.max_num_seqs * -(-max_model_len // cache.block_size) + NUM_NULL_BLOCKS
         num_blocks = min(num_blocks, num_blocks_needed)
-    budget = MemoryBudget(
-        usable=usable, weights=weights_bytes, workspace=workspace, kv_cache=num_blocks * bytes_per_block
-    )
     return KVCachePlan(
+        spec=device.kv_cache,
         num_blocks=num_blocks,
-        block_size=block_size,
-        bytes_per_block=bytes_per_block,
+        block_size=cache.block_size,
         max_model_len=max_model_len,
-        budget=budget,
+        budget=MemoryBudget(
+            usable=usable,
+            weights=device.weights_bytes,
+            workspace=device.workspace_bytes,
+            kv_cache=num_blocks * device.bytes_per_block,
+        ),
     )
 
 
@@ -139,33 +119,32 @@ def log_plan(plan: KVCachePlan) -> None:
     )
 
 
-def _wanted_model_len(spec: DecoderSpec, max_model_len: int | None) -> int:
-    if max_model_len is not None and max_model_len > spec.max_position_embeddings:
+def _check_model_len(shape: ModelShape, max_model_len: int | None) -> None:
+    if max_model_len is not None and max_model_len > shape.max_position_embeddings:
         raise ConfigError(
-            f"--max-model-len {max_model_len} is more than the model's {spec.max_position_embeddings} positions.",
-            hint=f"Set --max-model-len to at most {spec.max_position_embeddings}.",
+            f"--max-model-len {max_model_len} is more than the model's {shape.max_position_embeddings} positions.",
+            hint=f"Set --max-model-len to at most {shape.max_position_embeddings}.",
         )
-    return max_model_len or spec.max_position_embeddings
 
 
-def _num_blocks(cache: CacheConfig, kv_bytes: int, bytes_per_block: int) -> int:
+def _num_blocks(cache: CacheConfig, device: DeviceMemory, usable: int) -> int:
     if cache.num_gpu_blocks_override is not None:
         return cache.num_gpu_blocks_override
     if cache.kv_cache_memory_bytes is not None:
-        kv_bytes = cache.kv_cache_memory_bytes
-    return max(kv_bytes // bytes_per_block, 0)
+        return cache.kv_cache_memory_bytes // device.bytes_per_block
+    return device.num_blocks(usable)
 
 
-def _fit_model_len(given: int | None, wanted: int, num_blocks: int, bytes_per_block: int, block_size: int) -> int:
+def _fit_model_len(request: FitRequest, device: DeviceMemory, num_blocks: int) -> int:
     """The context length that one sequence alone can reach; a demanded one is never lowered in silence."""
-    num_tokens = (num_blocks - NUM_NULL_BLOCKS) * block_size
+    given, wanted = request.max_model_len, request.wanted_len
+    num_tokens = (num_blocks - NUM_NULL_BLOCKS) * request.block_size
     if wanted <= num_tokens:
         return wanted
     if given is None:
         logger.warning("Lowered max_model_len from %d to %d, which is what the KV cache holds", wanted, num_tokens)
         return num_tokens
-    need = (-(-given // block_size) + NUM_NULL_BLOCKS) * bytes_per_block
-    have = num_blocks * bytes_per_block
+    need, have = device.kv_bytes(given), num_blocks * device.bytes_per_block
     raise OutOfMemoryError(
         f"A sequence of max_model_len={given} needs {need / _GIB:.2f} GiB of KV cache, and {have / _GIB:.2f} GiB fit.",
         need_bytes=need,

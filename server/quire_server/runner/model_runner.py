@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from quire_contract.fit import logits_chunk_rows
 from quire_server.engine.output import TokenLogprobs
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.models.attention import KVCache
 from quire_server.models.decoder import DecoderModel
 from quire_server.runner.forward_path import EagerPath, ForwardPath
 from quire_server.runner.input_batch import BatchState, InputBatch, IntArray
-from quire_server.runner.kv_cache import move_blocks
+from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.logprobs import build_token_logprobs
-from quire_server.runner.memory import logits_chunk_rows
 from quire_server.runner.recorded_path import RecordedPath
 from quire_server.runner.sampler import Sampler
 
@@ -42,15 +42,15 @@ class ModelRunner:
     def __init__(
         self,
         model: DecoderModel,
-        kv_caches: list[KVCache],
+        storage: KVCacheStorage,
         config: RunnerConfig,
         *,
         device: torch.device,
-        host_caches: list[KVCache] | None = None,
+        host_storage: KVCacheStorage | None = None,
     ) -> None:
         self._model = model
-        self._kv_caches = kv_caches
-        self._host_caches = host_caches
+        self._storage = storage
+        self._host_storage = host_storage
         self._device = device
         self._logits_chunk_rows = logits_chunk_rows(model.spec.vocab_size)
         self._state = BatchState(
@@ -60,7 +60,7 @@ class ModelRunner:
             device=device,
         )
         self._sampler = Sampler(max_num_seqs=config.max_num_seqs, seed=config.seed)
-        self._paths = _build_paths(model, kv_caches, config, device)
+        self._paths = _build_paths(model, storage.layers, config, device)
 
     def submit(self, scheduler_output: SchedulerOutput) -> CompletedStep:
         """Run one step: the result is simply there."""
@@ -72,9 +72,8 @@ class ModelRunner:
         for request_id in scheduler_output.removed_request_ids:
             self._remove(request_id)
         if scheduler_output.block_copies or scheduler_output.swap_out or scheduler_output.swap_in:
-            move_blocks(
-                self._kv_caches,
-                self._host_caches,
+            self._storage.move(
+                self._host_storage,
                 block_copies=scheduler_output.block_copies,
                 swap_out=scheduler_output.swap_out,
                 swap_in=scheduler_output.swap_in,
@@ -145,7 +144,7 @@ class ModelRunner:
 
 
 def _build_paths(
-    model: DecoderModel, kv_caches: list[KVCache], config: RunnerConfig, device: torch.device
+    model: DecoderModel, kv_caches: Sequence[KVCache], config: RunnerConfig, device: torch.device
 ) -> tuple[ForwardPath, ...]:
     """The ways to run a step on this device, the fastest first; the last one takes any step."""
     eager = EagerPath(model, kv_caches)

@@ -20,12 +20,12 @@ from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.messages import EngineProgress, EngineReady
 from quire_server.engine.step import NewRequestData, ScheduledRequest, SchedulerOutput
 from quire_server.errors import ConfigError
-from quire_server.host_limits import available_memory_bytes, usable_cpu_count
+from quire_server.host_limits import usable_cpu_count
 from quire_server.models.decoder import DecoderModel
+from quire_server.models.footprint import shape_of_checkpoint
 from quire_server.models.loader import load_model, resolve_dtype
-from quire_server.models.registry import find_family
-from quire_server.models.spec import DecoderSpec
-from quire_server.runner.kv_cache import allocate_kv_caches
+from quire_server.models.memory import free_bytes
+from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.sampling_params import SamplingParams
@@ -86,7 +86,7 @@ def start_engine(
     model = _load(checkpoint, plan, dtype, device, on_progress)
     stopwatch.lap("weights")
     runner = _build_runner(config, model, plan, device)
-    core = EngineCore(_build_core_config(config, plan, model.spec), runner)
+    core = EngineCore(_build_core_config(config, plan), runner)
     stopwatch.lap("kv_cache")
     on_progress(EngineProgress(phase=Phase.WARMING_UP))
     warm_up(runner, plan)
@@ -148,24 +148,12 @@ def _choose_device(config: EngineConfig) -> torch.device:
     return torch.device("cuda", 0) if has_cuda else torch.device("cpu")
 
 
-def _weights_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
-    return sum(checkpoint.stored(name).num_elements for name in checkpoint.tensor_names) * dtype.itemsize
-
-
-def _available_bytes(device: torch.device) -> int:
-    if device.type == "cpu":
-        return available_memory_bytes()
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return free_bytes
-
-
 def _plan(config: EngineConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> KVCachePlan:
     return plan_kv_cache(
-        find_family(checkpoint.config).build_spec(checkpoint.config),
+        shape_of_checkpoint(checkpoint),
         config,
-        available_bytes=_available_bytes(device),
-        weights_bytes=_weights_bytes(checkpoint, dtype),
-        itemsize=dtype.itemsize,
+        available_bytes=free_bytes(device),
+        dtype=str(dtype).removeprefix("torch."),
         is_cpu=device.type == "cpu",
     )
 
@@ -181,26 +169,23 @@ def _load(
 
 
 def _build_runner(config: EngineConfig, model: DecoderModel, plan: KVCachePlan, device: torch.device) -> ModelRunner:
-    kv_caches = allocate_kv_caches(
-        model.spec, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=model.dtype, device=device
-    )
+    storage = KVCacheStorage(plan.spec, num_blocks=plan.num_blocks, block_size=plan.block_size, device=device)
     runner_config = RunnerConfig(
         max_num_seqs=config.scheduler.max_num_seqs,
         max_model_len=plan.max_model_len,
         block_size=plan.block_size,
         seed=config.model.seed,
     )
-    return ModelRunner(model, kv_caches, runner_config, device=device)
+    return ModelRunner(model, storage, runner_config, device=device)
 
 
-def _build_core_config(config: EngineConfig, plan: KVCachePlan, spec: DecoderSpec) -> EngineCoreConfig:
-    windows = set(spec.sliding_windows)
+def _build_core_config(config: EngineConfig, plan: KVCachePlan) -> EngineCoreConfig:
     return EngineCoreConfig(
         scheduler=config.scheduler,
         max_model_len=plan.max_model_len,
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
-        sliding_window=windows.pop() if len(windows) == 1 else None,
+        sliding_window=plan.spec.uniform_window,
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
 

@@ -20,9 +20,7 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> Tenso
 
     A tensor that needs no change is a view of the mapped file: the caller must not write to it.
     """
-    raw = torch.frombuffer(stored.mapping, dtype=torch.uint8, count=stored.num_bytes, offset=stored.offset)
-    if stored.row_order is not None:
-        raw = _restore_rows(raw.view(stored.shape[0], -1), stored.row_order).view(-1)
+    raw = read_bytes(stored)
     if is_quantized(stored.encoding):
         blocks = raw.view(-1, _BLOCK_BYTES[stored.encoding])
         values = dequantize(blocks, stored.encoding, torch.float32 if dtype is None else dtype)
@@ -32,6 +30,14 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype | None = None) -> Tenso
         values = values.float().add_(stored.value_offset)
     values = values.view(stored.shape)
     return values if dtype is None else values.to(dtype)
+
+
+def read_bytes(stored: StoredTensor) -> Tensor:  # [num_bytes] uint8
+    """Return a stored tensor still encoded, its rows in Hugging Face's order; a view where they are so on disk."""
+    raw = torch.frombuffer(stored.mapping, dtype=torch.uint8, count=stored.num_bytes, offset=stored.offset)
+    if stored.row_order is None:
+        return raw
+    return _restore_rows(raw.view(stored.shape[0], -1), stored.row_order).view(-1)
 
 
 def _restore_rows(rows: Tensor, order: RowOrder) -> Tensor:

@@ -19,7 +19,8 @@ from quire_contract.termination import TerminationMessage, decode_termination
 MIRROR = Path(__file__).parents[3] / "e2e" / "hub_mirror" / "server.py"
 REPOSITORY = "org/tiny"
 CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 259,
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
+    "intermediate_size": 128, "vocab_size": 259,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "torch_dtype": "bfloat16",
     "tie_word_embeddings": True,
 }  # fmt: skip

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from quire_contract.model_facts import encode_facts
+from quire_contract.model_shape import LayerWeights
 from quire_contract.model_uri import parse_model_uri
+from quire_server.download import facts as facts_module
 from quire_server.download.errors import DownloadError
 from quire_server.download.job import DownloadRequest, download
 from quire_server.download.progress import Meter
@@ -18,19 +22,22 @@ def text(value: str) -> bytes:
     return struct.pack("<Q", len(value)) + value.encode()
 
 
-def write_gguf(path: Path, metadata: dict[str, int | str], num_elements: int = 64) -> None:
+def write_gguf(path: Path, metadata: dict[str, int | float | str], shape: tuple[int, int] = (100, 64)) -> None:
     header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(metadata))
     for key, value in metadata.items():
         header += text(key)
-        header += struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<I", 8) + text(value)
-    header += text("token_embd.weight") + struct.pack("<IQIQ", 1, num_elements, 0, 0)
-    path.write_bytes(header + bytes(-len(header) % 32) + bytes(num_elements * 4))
+        if isinstance(value, str):
+            header += struct.pack("<I", 8) + text(value)
+        else:
+            header += struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<If", 6, value)
+    header += text("token_embd.weight") + struct.pack("<IQQIQ", 2, shape[1], shape[0], 0, 0)
+    path.write_bytes(header + bytes(-len(header) % 32) + bytes(shape[0] * shape[1] * 4))
 
 
 LLAMA = {
     "general.architecture": "llama", "llama.block_count": 2, "llama.embedding_length": 64,
     "llama.feed_forward_length": 128, "llama.context_length": 512, "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2, "llama.vocab_size": 100,
+    "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }  # fmt: skip
 
 
@@ -64,8 +71,7 @@ def test_a_gguf_file_in_a_directory(tmp_path: Path) -> None:
     facts = check(tmp_path, "a")
     assert facts.path == "a/m.gguf"
     assert facts.shape is not None
-    assert (facts.shape.family, facts.shape.stored_weights_bytes) == ("llama", 256)
-    assert not facts.is_stored_form_kept
+    assert (facts.shape.architecture, facts.shape.checkpoint_dtype) == ("LlamaForCausalLM", "bfloat16")
     assert check(tmp_path / "a", "").path == "m.gguf"
 
 
@@ -125,17 +131,90 @@ def test_files_that_may_not_be_read(tmp_path: Path, support, monkeypatch: pytest
     assert "fsGroup" in told.value.termination.hint
 
 
-@pytest.mark.parametrize("change", [{}, {"model_type": "x" * 5000}, {"quantization_config": {"quant_method": "gptq"}}])
+@pytest.mark.parametrize(
+    "change", [{}, {"architectures": ["x" * 5000]}, {"quantization_config": {"quant_method": "gptq"}}]
+)
 def test_facts_fit_into_a_termination_message(tmp_path: Path, support, change: dict[str, object]) -> None:
     model = support.write_model(tmp_path / ("m" * 200))
     config = {
-        **support.CONFIG, "model_type": "gemma2", "head_dim": 128, "num_hidden_layers": 62, "sliding_window": 4096,
-        **change,
+        **support.CONFIG, "architectures": ["Gemma2ForCausalLM"], "head_dim": 128, "num_hidden_layers": 62,
+        "sliding_window": 4096, **change,
     }  # fmt: skip
     (model / "config.json").write_text(json.dumps(config))
     facts = check(tmp_path, model.name)
     assert (facts.shape is None) == bool(change)
     assert len(encode_facts(facts)) < 2500
+
+
+def test_a_model_of_too_many_kinds_says_so(tmp_path: Path, support, monkeypatch: pytest.MonkeyPatch) -> None:
+    support.write_model(tmp_path / "m")
+    shape = check(tmp_path, "m").shape
+    assert shape is not None
+    shares = shape.layer_weights[0].shares
+    kinds = tuple(LayerWeights(layers=(layer,), shares=shares) for layer in range(200))
+    group = replace(shape.kv_groups[0], layers=tuple(range(200)))
+    monkeypatch.setattr(
+        facts_module, "read_model_shape", lambda _: replace(shape, layer_weights=kinds, kv_groups=(group,))
+    )
+    facts = check(tmp_path, "m")
+    assert (facts.shape, "too many kinds" in facts.shape_error) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hidden_size": None}, "has no 'hidden_size'"),
+        ({"vocab_size": "many"}, "config is not usable"),
+        ({"num_attention_heads": 0}, "not usable|has no"),
+        ({"hidden_size": [64]}, "config is not usable"),
+        ({"architectures": None}, "model_type 'llama'"),
+        ({"num_hidden_layers": 0}, "not usable"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "window of at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_counted_is_no_failure(
+    tmp_path: Path, support, change: dict[str, object], says: str
+) -> None:
+    model = support.write_model(tmp_path / "m")
+    (model / "config.json").write_text(json.dumps({**support.CONFIG, **change}))
+    facts = check(tmp_path, "m")
+    assert facts.shape is None
+    assert re.search(says, facts.shape_error)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"general.architecture": "mamba"}, "'mamba' is not supported"),
+        ({"llama.block_count": 0}, "llama.block_count is missing or zero"),
+        ({"llama.expert_count": 8}, "mixture of experts"),
+    ],
+)
+def test_metadata_that_cannot_be_counted_is_no_failure(tmp_path: Path, change: dict[str, int | str], says: str) -> None:
+    write_gguf(tmp_path / "m.gguf", {**LLAMA, **change})
+    facts = check(tmp_path, "")
+    assert facts.shape is None
+    assert says in facts.shape_error
+    assert str(tmp_path) not in facts.shape_error
+
+
+def test_gguf_says_what_a_config_says(tmp_path: Path, support) -> None:
+    write_gguf(tmp_path / "m.gguf", LLAMA)
+    model = support.write_model(tmp_path / "m")
+    (model / "config.json").write_text(json.dumps({**support.CONFIG, "vocab_size": 100}))
+    assert check(tmp_path, "m.gguf").shape == check(tmp_path, "m").shape
+
+
+def test_the_dtype_is_that_of_the_weights_where_the_config_is_silent(tmp_path: Path, support) -> None:
+    model = support.write_model(tmp_path / "m", num_files=1)
+    config = {key: value for key, value in support.CONFIG.items() if key != "torch_dtype"}
+    (model / "config.json").write_text(json.dumps(config))
+    header = json.dumps({"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (model / "model-0.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    shape = check(tmp_path, "m").shape
+    assert shape is not None
+    assert shape.checkpoint_dtype == "float32"
 
 
 def test_a_process_checks_a_volume_that_is_read_only(start_job, volume, support) -> None:

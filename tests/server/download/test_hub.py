@@ -30,7 +30,7 @@ def test_a_model_arrives_and_only_what_is_needed_of_it(mirror, start_job, volume
     assert facts.path == KEY
     assert facts.bytes == support.needed_bytes(model)
     assert facts.shape is not None
-    assert (facts.shape.family, facts.shape.num_layers) == ("llama", 2)
+    assert (facts.shape.architecture, facts.shape.num_layers) == ("LlamaForCausalLM", 2)
     assert facts.revision is not None
     assert len(facts.revision) == 40
     arrived = sorted(path.name for path in (volume / KEY).iterdir())
@@ -65,6 +65,16 @@ def test_facts_are_made_for_a_model_that_was_fetched_without_a_cluster(start_job
     assert facts.shape is not None
     assert decode_facts((model / COMPLETE_MARKER).read_bytes()) == facts
     assert start_job(URI).facts() == facts
+
+
+def test_a_shape_that_another_version_wrote_is_read_anew(mirror, start_job, volume, model) -> None:
+    mirror.serve(REPOSITORY, model)
+    facts = start_job(URI).facts()
+    marker = volume / KEY / COMPLETE_MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_bytes()), "shape": {"family": "llama", "num_layers": 2}}))
+    mirror.stop()
+    assert start_job(URI).facts() == facts
+    assert decode_facts(marker.read_bytes()) == facts
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
@@ -228,11 +238,11 @@ def test_one_of_several_gguf_models_is_fetched_by_its_url(mirror, start_job, tmp
 
 
 def test_an_unknown_architecture_is_no_failure(mirror, start_job, model, support) -> None:
-    (model / "config.json").write_text(json.dumps({**support.CONFIG, "model_type": "unheard_of"}))
+    (model / "config.json").write_text(json.dumps({**support.CONFIG, "architectures": ["UnheardOfForCausalLM"]}))
     mirror.serve(REPOSITORY, model)
     facts = start_job(URI).facts()
     assert facts.shape is None
-    assert "unheard_of" in facts.shape_error
+    assert "UnheardOfForCausalLM" in facts.shape_error
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
-from quire_server.models.loader import load_model
+from quire_server.models.linear_method import select_method_for
+from quire_server.models.loader import load_model, load_plan
+from quire_server.models.plan import build_plan
+from quire_server.models.reader import CheckpointReader
+from quire_server.models.spec import DecoderSpec, KVShape
+from quire_server.models.weight_map import WeightMap
 from quire_server.weights.checkpoint import open_checkpoint
 
 VOCAB_SIZE = 97
@@ -42,16 +48,31 @@ class PagedHarness:
     def __init__(self, model: DecoderModel, *, block_size: int = 4, num_blocks: int = 128, seed: int = 0) -> None:
         self.model = model
         self.block_size = block_size
-        spec = model.spec.attention
-        shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
-        self.kv_caches = [
-            KVCache(torch.full(shape, torch.nan, dtype=model.dtype), torch.full(shape, torch.nan, dtype=model.dtype))
-            for _ in range(model.spec.num_layers)
-        ]
+        stage = [model.spec.layers[index] for index in model.share.stage(model.spec.num_layers)]
+        self.kv_caches = [self._allocate(layer.attention.kv_shape, num_blocks) for layer in stage]
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    def _allocate(self, kept: KVShape, num_blocks: int) -> KVCache:
+        shape = (num_blocks, self.block_size, kept.num_kv_heads)
+        return KVCache(
+            torch.full((*shape, kept.key_dim), torch.nan, dtype=self.model.dtype),
+            torch.full((*shape, kept.value_dim), torch.nan, dtype=self.model.dtype),
+        )
 
     def step(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> Tensor:  # [num_tokens, vocab_size]
         """Run the next `n` tokens of each sequence in one batch; return the logits of every one."""
+        return self.model.compute_logits(self.model.forward(*self.prepare(scheduled), self.kv_caches))
+
+    def prefill_hidden(
+        self, tokens: Sequence[int], inputs_embeds: Tensor | None = None
+    ) -> Tensor:  # [num_tokens, hidden_size]
+        """Run a prompt; return the hidden states. With `inputs_embeds` the model is not told the tokens."""
+        token_ids, *where = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
+        ids = token_ids if inputs_embeds is None else None
+        return self.model.forward(ids, *where, self.kv_caches, inputs_embeds=inputs_embeds)
+
+    def prepare(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> tuple[Tensor, Tensor, AttentionMetadata]:
+        """Give tokens their slots; return what `forward` takes beside the caches."""
         token_ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -77,8 +98,7 @@ class PagedHarness:
             ),
             slot_mapping=torch.tensor(slots, dtype=torch.int64),
         )
-        hidden = self.model.forward(torch.tensor(token_ids), torch.tensor(positions), metadata, self.kv_caches)
-        return self.model.compute_logits(hidden)
+        return torch.tensor(token_ids), torch.tensor(positions), metadata
 
     def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Tensor:  # [num_tokens, vocab_size]
         """Run a prompt, whole or in chunks; return the logits at every position."""
@@ -142,6 +162,14 @@ class TinyModel:
             **arguments,
         )
 
+    def load_as(
+        self, spec: DecoderSpec, weights: WeightMap, *, dtype: torch.dtype = torch.float32, **arguments: Any
+    ) -> DecoderModel:
+        """Load the checkpoint by a spec and names of the test's own."""
+        reader = CheckpointReader(open_checkpoint(self.path), weights.aliases, dtype, torch.device("cpu"))
+        plan = build_plan(spec, weights, select_method_for({}), reader.lookup)
+        return load_plan(plan, reader, on_progress=lambda share: None, **arguments)
+
 
 def randomise(model: Any, seed: int) -> None:
     """Weights large enough that a wrong rotation, norm, bias or window shows in the logits."""
@@ -162,9 +190,8 @@ def build_tiny_model(tmp_path: Path) -> Callable[..., TinyModel]:
     """Build a random model from a `model_type` and config fields, and save it."""
 
     def build(model_type: str, *, seed: int = 0, **fields: Any) -> TinyModel:
-        config = AutoConfig.for_model(
-            model_type, vocab_size=VOCAB_SIZE, bos_token_id=1, eos_token_id=2, pad_token_id=0, **fields
-        )
+        defaults = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        config = AutoConfig.for_model(model_type, **defaults | fields)
         reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
         randomise(reference, seed)
         path = tmp_path / f"{model_type}-{seed}"
@@ -172,6 +199,18 @@ def build_tiny_model(tmp_path: Path) -> Callable[..., TinyModel]:
         return TinyModel(reference, path)
 
     return build
+
+
+@pytest.fixture
+def rewrite_tensors() -> Callable[..., None]:
+    """Change the tensors of a tiny model's file; `transformers` keeps its own."""
+
+    def rewrite(tiny: TinyModel, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        file = tiny.path / "model.safetensors"
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        save_file(change(tensors), file, metadata={"format": "pt"})
+
+    return rewrite
 
 
 def random_prompt(length: int) -> list[int]:

@@ -1,56 +1,65 @@
 """The arithmetic of the KV cache."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 
+from quire_contract.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
-from quire_server.models.spec import AttentionSpec, DecoderSpec, MlpSpec, NormSpec
-from quire_server.runner.memory import KVCachePlan, kv_bytes_per_token, log_plan, plan_kv_cache, workspace_bytes
+from quire_server.models.footprint import shape_of_config
+from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 
 GIB = 1 << 30
 
-SPEC = DecoderSpec(
-    architecture="LlamaForCausalLM",
-    num_layers=4,
-    hidden_size=256,
-    vocab_size=1000,
-    max_position_embeddings=4096,
-    norm=NormSpec(kind="rms", eps=1e-5),
-    attention=AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=32, scale=1.0),
-    mlp=MlpSpec(intermediate_size=512, activation="silu", is_gated=True),
-    sliding_windows=(None,) * 4,
-    embedding_size=256,
-)
+
+def shape_of(vocab_size: int = 1000) -> ModelShape:
+    return shape_of_config(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "num_hidden_layers": 4,
+            "hidden_size": 256,
+            "vocab_size": vocab_size,
+            "max_position_embeddings": 4096,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "intermediate_size": 512,
+            "tie_word_embeddings": True,
+        }
+    )
+
+
+LAYER = 2 * 256 * 256 + 2 * 256 * 64 + 3 * 256 * 512
+WEIGHTS = 2 * (4 * LAYER + 1000 * 256) + 4 * (4 * 2 + 1) * 256  # norms are float32
 BYTES_PER_TOKEN = 2 * 4 * 2 * 32 * 2  # key and value, layers, heads, head_dim, bfloat16
 
 
 def plan(
     available_bytes: int = 8 * GIB,
     *,
-    weights_bytes: int = 100 << 20,
     max_model_len: int | None = None,
     cache: CacheConfig | None = None,
     max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 512,
+    vocab_size: int = 1000,
     is_cpu: bool = True,
 ) -> KVCachePlan:
     config = EngineConfig(
         model=ModelConfig(model="m", path=Path("m"), served_model_names=("m",), max_model_len=max_model_len),
         cache=cache or CacheConfig(),
-        scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=512),
+        scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
     )
-    return plan_kv_cache(
-        SPEC, config, available_bytes=available_bytes, weights_bytes=weights_bytes, itemsize=2, is_cpu=is_cpu
-    )
+    return plan_kv_cache(shape_of(vocab_size), config, available_bytes=available_bytes, dtype="bfloat16", is_cpu=is_cpu)
 
 
-WORKSPACE = workspace_bytes(SPEC, max_num_batched_tokens=512, max_num_seqs=8, itemsize=2)
+# 4 × hidden, and the MLP (3 × 512) is wider than two of query, key and value (2 × 384); three copies of logits.
+WORKSPACE = 512 * (4 * 256 + 3 * 512) * 2 + 512 * 1000 * 4 * 3
 
 
-def test_bytes_per_token() -> None:
-    assert kv_bytes_per_token(SPEC, 2) == BYTES_PER_TOKEN
+def test_fixed_bytes() -> None:
+    made = plan()
+    assert made.spec.bytes_per_block(16) == 16 * BYTES_PER_TOKEN
+    assert (made.budget.weights, made.budget.workspace) == (WEIGHTS, WORKSPACE)
 
 
 def test_a_cpu_takes_no_more_than_its_sequences_can_need() -> None:
@@ -63,7 +72,7 @@ def test_a_cpu_takes_no_more_than_its_sequences_can_need() -> None:
 
 def test_a_gpu_takes_all() -> None:
     made = plan(is_cpu=False)
-    room = int(8 * GIB * 0.9) - (100 << 20) - WORKSPACE
+    room = int(8 * GIB * 0.9) - WEIGHTS - WORKSPACE
     assert made.num_blocks == room // (16 * BYTES_PER_TOKEN)
     assert 0 <= made.budget.free < 16 * BYTES_PER_TOKEN
 
@@ -72,8 +81,8 @@ def test_the_budget_adds_up() -> None:
     made = plan(is_cpu=False, cache=CacheConfig(gpu_memory_utilization=0.5, block_size=32))
     budget = made.budget
     assert budget.usable == 4 * GIB
-    assert budget.weights == 100 << 20
-    assert budget.kv_cache == made.num_blocks * made.bytes_per_block == made.num_blocks * 32 * BYTES_PER_TOKEN
+    assert budget.weights == WEIGHTS
+    assert budget.kv_cache == made.num_blocks * 32 * BYTES_PER_TOKEN
     assert budget.weights + budget.workspace + budget.kv_cache + budget.free == budget.usable
     assert [line.split()[0] for line in budget.as_table().splitlines()] == [
         "usable",
@@ -86,7 +95,7 @@ def test_the_budget_adds_up() -> None:
 
 def test_an_open_context_length_is_lowered_to_what_fits(caplog: pytest.LogCaptureFixture) -> None:
     kv_bytes = 65 * 16 * BYTES_PER_TOKEN
-    made = plan(int((WORKSPACE + (100 << 20) + kv_bytes) / 0.9) + 2)
+    made = plan(int((WORKSPACE + WEIGHTS + kv_bytes) / 0.9) + 2)
     assert made.num_blocks == 65
     assert made.max_model_len == 64 * 16
     assert "Lowered max_model_len from 4096 to 1024" in caplog.text
@@ -109,11 +118,10 @@ def test_what_the_hint_says_works() -> None:
 
 def test_weights_that_do_not_fit() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
-        plan(1 * GIB, weights_bytes=1 * GIB)
+        plan(WEIGHTS)
     termination = caught.value.termination
-    assert termination.have_bytes == int(0.9 * GIB)
-    assert termination.need_bytes is not None
-    assert termination.need_bytes > 1 * GIB
+    assert termination.have_bytes == int(0.9 * WEIGHTS)
+    assert termination.need_bytes == WEIGHTS + WORKSPACE + 2 * 16 * BYTES_PER_TOKEN
 
 
 def test_a_context_length_beyond_the_models_positions() -> None:
@@ -133,10 +141,8 @@ def test_num_gpu_blocks_override_goes_before_all() -> None:
 
 
 def test_workspace_grows_with_the_step_and_with_the_vocabulary() -> None:
-    larger_vocab = dataclasses.replace(SPEC, vocab_size=100_000)
-    more = workspace_bytes(SPEC, max_num_batched_tokens=1024, max_num_seqs=8, itemsize=2)
-    assert more > WORKSPACE
-    assert workspace_bytes(larger_vocab, max_num_batched_tokens=512, max_num_seqs=8, itemsize=2) > WORKSPACE
+    assert plan(max_num_batched_tokens=1024).budget.workspace > WORKSPACE
+    assert plan(vocab_size=100_000).budget.workspace > WORKSPACE
 
 
 def test_the_plan_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from kv_storage import build_storage
 from transformers import LlamaForCausalLM
 
 from quire_server.engine.step import BlockCopy, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.runner import model_runner
-from quire_server.runner.kv_cache import allocate_kv_caches
+from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
@@ -41,11 +42,11 @@ def logprobs_after(oracle: LlamaForCausalLM, token_ids: Sequence[int]) -> torch.
 
 
 def build_runner(model: DecoderModel, *, has_host_pool: bool = False) -> ModelRunner:
-    def allocate() -> list[model_runner.KVCache]:
-        return allocate_kv_caches(model.spec, num_blocks=16, block_size=BLOCK_SIZE, dtype=torch.float32, device=CPU)
+    def allocate() -> KVCacheStorage:
+        return build_storage(model.spec, num_blocks=16, block_size=BLOCK_SIZE)
 
     config = RunnerConfig(max_num_seqs=4, max_model_len=64, block_size=BLOCK_SIZE, seed=0)
-    return ModelRunner(model, allocate(), config, device=CPU, host_caches=allocate() if has_host_pool else None)
+    return ModelRunner(model, allocate(), config, device=CPU, host_storage=allocate() if has_host_pool else None)
 
 
 @dataclass(frozen=True)

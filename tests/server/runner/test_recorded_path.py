@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kv_storage import build_storage
 
 from quire_kernels._cpu import native
 from quire_kernels._cpu.variants import library_path
@@ -14,7 +15,6 @@ from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import EngineRequest
 from quire_server.models import rope_table
 from quire_server.models.loader import load_model
-from quire_server.runner.kv_cache import allocate_kv_caches
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.runner.recorded_path import RecordedPath
 from quire_server.sampling_params import SamplingParams
@@ -43,11 +43,11 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def run(checkpoint: Path, dtype: torch.dtype, *, enable_recording: bool, **params: object) -> Made:
     """Requests of different lengths, so that the batch shrinks step by step, and one that comes late."""
     model = load_model(open_checkpoint(checkpoint), dtype=dtype, device=CPU, on_progress=lambda _share: None)
-    caches = allocate_kv_caches(model.spec, num_blocks=120, block_size=BLOCK_SIZE, dtype=dtype, device=CPU)
+    storage = build_storage(model.spec, num_blocks=120, block_size=BLOCK_SIZE, dtype=dtype)
     config = RunnerConfig(
         max_num_seqs=8, max_model_len=128, block_size=BLOCK_SIZE, seed=0, enable_recording=enable_recording
     )
-    runner = ModelRunner(model, caches, config, device=CPU)
+    runner = ModelRunner(model, storage, config, device=CPU)
     core = EngineCore(
         EngineCoreConfig(
             scheduler=SchedulerConfig(max_num_seqs=8), max_model_len=128, num_blocks=120, block_size=BLOCK_SIZE

@@ -1,66 +1,84 @@
 """Llama 1 to 3, and what is Llama under another name (Yi, SmolLM2); the layout that Mistral, Qwen 2 and Gemma share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quire_server.models.hf_config import head_dim_of, parse_activation, require
+from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
+from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
+from quire_server.models.layout import LinearWeights
+from quire_server.models.parts import NormSpec
 from quire_server.models.rope import build_rope_spec, scaled_context_len
-from quire_server.models.spec import AttentionSpec, DecoderSpec, MlpSpec, NormSpec
-from quire_server.models.weight_map import Family, LayerWeights, LinearWeights, WeightMap
+from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec
+from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always
 
+_LAYER = "model.layers.{layer}"
+LLAMA_ATTENTION = AttentionWeights(
+    qkv=LinearWeights(modules=tuple(f"{_LAYER}.self_attn.{name}_proj" for name in "qkv"), shard_dim=0),
+    output=LinearWeights(modules=(f"{_LAYER}.self_attn.o_proj",), shard_dim=1),
+)
+LLAMA_MLP = MlpWeights(
+    input=LinearWeights(modules=(f"{_LAYER}.mlp.gate_proj", f"{_LAYER}.mlp.up_proj"), shard_dim=0),
+    output=LinearWeights(modules=(f"{_LAYER}.mlp.down_proj",), shard_dim=1),
+)
 LLAMA_LAYER = LayerWeights(
-    attention_norm="model.layers.{layer}.input_layernorm",
-    qkv=LinearWeights(
-        modules=tuple(f"model.layers.{{layer}}.self_attn.{name}_proj" for name in "qkv"),
-        shard_dim=0,
-    ),
-    attention_output=LinearWeights(modules=("model.layers.{layer}.self_attn.o_proj",), shard_dim=1),
-    mlp_norm="model.layers.{layer}.post_attention_layernorm",
-    mlp_input=LinearWeights(
-        modules=("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"), shard_dim=0
-    ),
-    mlp_output=LinearWeights(modules=("model.layers.{layer}.mlp.down_proj",), shard_dim=1),
+    attention=LLAMA_ATTENTION,
+    feed_forward=LLAMA_MLP,
+    attention_norm=f"{_LAYER}.input_layernorm",
+    feed_forward_norm=f"{_LAYER}.post_attention_layernorm",
 )
 LLAMA_WEIGHTS = WeightMap(
     token_embedding="model.embed_tokens",
-    layer=LLAMA_LAYER,
+    layers=(LLAMA_LAYER,),
     final_norm="model.norm",
     lm_head=LinearWeights(modules=("lm_head",), shard_dim=0),
     aliases=(("model.", ""),),
 )
 
 
-def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    """Build the spec. Raises CheckpointError, UnsupportedModelError."""
-    num_layers, num_heads = require(config, "num_hidden_layers"), require(config, "num_attention_heads")
-    head_dim = head_dim_of(config)
-    has_attention_bias = bool(config.get("attention_bias", False))
+def build_attention(config: Mapping[str, Any]) -> AttentionSpec:
+    """Build the attention that all layers have alike. Raises CheckpointError, UnsupportedModelError."""
+    num_heads, head_dim = require(config, "num_attention_heads"), head_dim_of(config)
+    has_bias = bool(config.get("attention_bias", False))
+    return AttentionSpec(
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=build_rope_spec(config, head_dim),
+        has_qkv_bias=has_bias,
+        has_output_bias=has_bias,
+    )
+
+
+def build_decoder(
+    architecture: str, config: Mapping[str, Any], attentions: Sequence[AttentionSpec], norm_weight_offset: float = 0.0
+) -> DecoderSpec:
+    """Build a spec with one layer for each of `attentions`, all else alike. Raises CheckpointError."""
+    norm = NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6), weight_offset=norm_weight_offset)
+    norms = LayerNorms.alike("pre", norm)
+    mlp = MlpSpec(
+        intermediate_size=require(config, "intermediate_size"),
+        activation=parse_activation(config.get("hidden_act", "silu")),
+        is_gated=True,
+        has_bias=bool(config.get("mlp_bias", False)),
+    )
     return DecoderSpec(
-        architecture="LlamaForCausalLM",
-        num_layers=num_layers,
+        architecture=architecture,
+        layers=tuple(LayerSpec(attention=attention, feed_forward=mlp, norms=norms) for attention in attentions),
         hidden_size=require(config, "hidden_size"),
         embedding_size=require(config, "hidden_size"),
         vocab_size=require(config, "vocab_size"),
         max_position_embeddings=scaled_context_len(config),
-        norm=NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6)),
-        attention=AttentionSpec(
-            num_heads=num_heads,
-            num_kv_heads=config.get("num_key_value_heads") or num_heads,
-            head_dim=head_dim,
-            scale=head_dim**-0.5,
-            has_qkv_bias=has_attention_bias,
-            has_output_bias=has_attention_bias,
-        ),
-        mlp=MlpSpec(
-            intermediate_size=require(config, "intermediate_size"),
-            activation=parse_activation(config.get("hidden_act", "silu")),
-            is_gated=True,
-            has_bias=bool(config.get("mlp_bias", False)),
-        ),
-        rope=build_rope_spec(config, head_dim),
-        sliding_windows=(None,) * num_layers,
+        final_norm=norm,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
     )
 
 
-FAMILY = Family(build_spec=build_spec, weights=LLAMA_WEIGHTS)
+def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
+    """Build the spec. Raises CheckpointError, UnsupportedModelError."""
+    num_layers = require(config, "num_hidden_layers")
+    return build_decoder("LlamaForCausalLM", config, [build_attention(config)] * num_layers)
+
+
+FAMILY = Family(build_spec=build_spec, build_weights=always(LLAMA_WEIGHTS))

@@ -5,8 +5,12 @@ from typing import Any
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.hf_config import parse_activation, require
-from quire_server.models.spec import AttentionSpec, DecoderSpec, LearnedPositionsSpec, MlpSpec, NormSpec
-from quire_server.models.weight_map import Family, LayerWeights, LinearWeights, WeightMap
+from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
+from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
+from quire_server.models.layout import LinearWeights
+from quire_server.models.parts import NormSpec
+from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec
+from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always
 
 _POSITION_OFFSET = 2
 _LAYER = "model.decoder.layers.{layer}"
@@ -14,13 +18,19 @@ OPT_WEIGHTS = WeightMap(
     token_embedding="model.decoder.embed_tokens",
     position_embedding="model.decoder.embed_positions",
     project_in=LinearWeights(modules=("model.decoder.project_in",), shard_dim=None),
-    layer=LayerWeights(
-        attention_norm=f"{_LAYER}.self_attn_layer_norm",
-        qkv=LinearWeights(modules=tuple(f"{_LAYER}.self_attn.{name}_proj" for name in "qkv"), shard_dim=0),
-        attention_output=LinearWeights(modules=(f"{_LAYER}.self_attn.out_proj",), shard_dim=1),
-        mlp_norm=f"{_LAYER}.final_layer_norm",
-        mlp_input=LinearWeights(modules=(f"{_LAYER}.fc1",), shard_dim=0),
-        mlp_output=LinearWeights(modules=(f"{_LAYER}.fc2",), shard_dim=1),
+    layers=(
+        LayerWeights(
+            attention=AttentionWeights(
+                qkv=LinearWeights(modules=tuple(f"{_LAYER}.self_attn.{name}_proj" for name in "qkv"), shard_dim=0),
+                output=LinearWeights(modules=(f"{_LAYER}.self_attn.out_proj",), shard_dim=1),
+            ),
+            feed_forward=MlpWeights(
+                input=LinearWeights(modules=(f"{_LAYER}.fc1",), shard_dim=0),
+                output=LinearWeights(modules=(f"{_LAYER}.fc2",), shard_dim=1),
+            ),
+            attention_norm=f"{_LAYER}.self_attn_layer_norm",
+            feed_forward_norm=f"{_LAYER}.final_layer_norm",
+        ),
     ),
     final_norm="model.decoder.final_layer_norm",
     project_out=LinearWeights(modules=("model.decoder.project_out",), shard_dim=None),
@@ -31,39 +41,45 @@ OPT_WEIGHTS = WeightMap(
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError, UnsupportedModelError."""
-    hidden_size, num_heads = require(config, "hidden_size"), require(config, "num_attention_heads")
-    num_layers, max_position = require(config, "num_hidden_layers"), require(config, "max_position_embeddings")
-    is_pre_norm, has_bias = config.get("do_layer_norm_before", True), config.get("enable_bias", True)
+    hidden_size, max_position = require(config, "hidden_size"), require(config, "max_position_embeddings")
+    is_pre_norm = config.get("do_layer_norm_before", True)
     if not config.get("layer_norm_elementwise_affine", True):
         raise UnsupportedModelError("OPT with layer_norm_elementwise_affine=false (Galactica) is not supported.")
+    norm = NormSpec(kind="layer", eps=1e-5, has_bias=True)
+    layer = _build_layer(config, LayerNorms.alike("pre" if is_pre_norm else "post", norm))
     return DecoderSpec(
         architecture="OPTForCausalLM",
-        num_layers=num_layers,
+        layers=(layer,) * require(config, "num_hidden_layers"),
         hidden_size=hidden_size,
         embedding_size=config.get("word_embed_proj_dim") or hidden_size,
         vocab_size=require(config, "vocab_size"),
         max_position_embeddings=max_position,
-        norm=NormSpec(kind="layer", eps=1e-5, has_bias=True),
-        norm_placement="pre" if is_pre_norm else "post",
-        has_final_norm=is_pre_norm and not config.get("_remove_final_layer_norm", False),
+        learned_positions=LearnedPositionsSpec(num_positions=max_position, offset=_POSITION_OFFSET),
+        final_norm=norm if is_pre_norm and not config.get("_remove_final_layer_norm", False) else None,
+        tie_word_embeddings=config.get("tie_word_embeddings", True),
+    )
+
+
+def _build_layer(config: Mapping[str, Any], norms: LayerNorms) -> LayerSpec:
+    num_heads, has_bias = require(config, "num_attention_heads"), config.get("enable_bias", True)
+    head_dim = require(config, "hidden_size") // num_heads
+    return LayerSpec(
         attention=AttentionSpec(
             num_heads=num_heads,
             num_kv_heads=num_heads,
-            head_dim=hidden_size // num_heads,
-            scale=(hidden_size // num_heads) ** -0.5,
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
             has_qkv_bias=has_bias,
             has_output_bias=has_bias,
         ),
-        mlp=MlpSpec(
+        feed_forward=MlpSpec(
             intermediate_size=require(config, "ffn_dim"),
             activation=parse_activation(config.get("activation_function", "relu")),
             is_gated=False,
             has_bias=has_bias,
         ),
-        learned_positions=LearnedPositionsSpec(num_positions=max_position, offset=_POSITION_OFFSET),
-        sliding_windows=(None,) * num_layers,
-        tie_word_embeddings=config.get("tie_word_embeddings", True),
+        norms=norms,
     )
 
 
-FAMILY = Family(build_spec=build_spec, weights=OPT_WEIGHTS)
+FAMILY = Family(build_spec=build_spec, build_weights=always(OPT_WEIGHTS))

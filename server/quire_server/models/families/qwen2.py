@@ -4,21 +4,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from quire_server.models.families.llama import LLAMA_WEIGHTS
-from quire_server.models.families.llama import build_spec as build_llama_spec
+from quire_server.models.families.llama import LLAMA_WEIGHTS, build_attention, build_decoder
+from quire_server.models.hf_config import require
 from quire_server.models.spec import DecoderSpec
-from quire_server.models.weight_map import Family
+from quire_server.models.weight_map import Family, always
 
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError."""
-    spec = build_llama_spec({"num_key_value_heads": 32} | dict(config) | {"attention_bias": False, "mlp_bias": False})
-    return replace(
-        spec,
-        architecture="Qwen2ForCausalLM",
-        attention=replace(spec.attention, has_qkv_bias=True),
-        sliding_windows=sliding_windows(config, spec.num_layers),
-    )
+    config = {"num_key_value_heads": 32} | dict(config) | {"attention_bias": False, "mlp_bias": False}
+    attention = replace(build_attention(config), has_qkv_bias=True)
+    windows = sliding_windows(config, require(config, "num_hidden_layers"))
+    return build_decoder("Qwen2ForCausalLM", config, attention.with_windows(windows))
 
 
 def sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -33,4 +30,4 @@ def sliding_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | N
     return tuple(window if layer >= first else None for layer in range(num_layers))
 
 
-FAMILY = Family(build_spec=build_spec, weights=LLAMA_WEIGHTS)
+FAMILY = Family(build_spec=build_spec, build_weights=always(LLAMA_WEIGHTS))

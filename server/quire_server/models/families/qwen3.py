@@ -4,29 +4,35 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from quire_server.models.families.llama import LLAMA_LAYER, LLAMA_WEIGHTS
-from quire_server.models.families.llama import build_spec as build_llama_spec
+from quire_server.models.families.llama import (
+    LLAMA_ATTENTION,
+    LLAMA_LAYER,
+    LLAMA_WEIGHTS,
+    build_attention,
+    build_decoder,
+)
 from quire_server.models.families.qwen2 import sliding_windows
+from quire_server.models.hf_config import require
+from quire_server.models.parts import NormSpec
 from quire_server.models.spec import DecoderSpec
-from quire_server.models.weight_map import Family
+from quire_server.models.weight_map import Family, always
 
 _DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
 
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError."""
-    spec = build_llama_spec(_DEFAULTS | dict(config) | {"mlp_bias": False})
-    return replace(
-        spec,
-        architecture="Qwen3ForCausalLM",
-        attention=replace(spec.attention, has_qk_norm=True),
-        sliding_windows=sliding_windows(config, spec.num_layers),
-    )
+    config = _DEFAULTS | dict(config) | {"mlp_bias": False}
+    norm = NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6))
+    attention = replace(build_attention(config), qk_norm=norm)
+    windows = sliding_windows(config, require(config, "num_hidden_layers"))
+    return build_decoder("Qwen3ForCausalLM", config, attention.with_windows(windows))
 
 
-_LAYER = replace(
-    LLAMA_LAYER,
+_ATTENTION = replace(
+    LLAMA_ATTENTION,
     query_norm="model.layers.{layer}.self_attn.q_norm",
     key_norm="model.layers.{layer}.self_attn.k_norm",
 )
-FAMILY = Family(build_spec=build_spec, weights=replace(LLAMA_WEIGHTS, layer=_LAYER))
+_WEIGHTS = replace(LLAMA_WEIGHTS, layers=(replace(LLAMA_LAYER, attention=_ATTENTION),))
+FAMILY = Family(build_spec=build_spec, build_weights=always(_WEIGHTS))

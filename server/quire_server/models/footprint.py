@@ -1,0 +1,102 @@
+"""What a model takes of memory, as numbers (`ModelShape`): summed over the tensors of its plan.
+
+Asked by the server before it loads, and by the download Job, whose answer goes to the operator: one family, one plan,
+one arithmetic. Pure, and imports no torch; what depends on dtype and devices is `quire_contract.fit`'s.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from quire_contract.model_shape import FitError, LayerWeights, ModelShape, WeightShare
+from quire_server.errors import CheckpointError, UnsupportedModelError
+from quire_server.models.kv_cache_spec import build_kv_cache_groups
+from quire_server.models.parts import StoredLookup, TensorPlan, nothing_stored
+from quire_server.models.plan import ModelPlan
+from quire_server.models.registry import find_family, plan_model
+from quire_server.models.stored_lookup import look_up_stored
+from quire_server.weights.checkpoint import Checkpoint
+
+_UNUSABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
+"""What comes of a config that has something else where a number should be."""
+
+
+def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
+    """Return the shape of what lies in a checkpoint, which may be anything.
+
+    Raises:
+        FitError: no family knows it, or its config is not usable.
+    """
+    try:
+        return shape_of_checkpoint(checkpoint)
+    except (UnsupportedModelError, CheckpointError) as error:
+        raise FitError(str(error)) from error
+    except _UNUSABLE as error:
+        raise FitError(f"the model's config is not usable: {error}") from error
+
+
+def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
+    """Return the shape of what lies in a checkpoint.
+
+    Raises UnsupportedModelError, CheckpointError: as loading it would.
+    """
+    config = checkpoint.config
+    aliases = find_family(config).build_weights(config).aliases
+    shape = shape_of_config(config, partial(look_up_stored, checkpoint, aliases))
+    return replace(shape, checkpoint_dtype=checkpoint.default_dtype)
+
+
+def shape_of_config(config: Mapping[str, Any], stored: StoredLookup = nothing_stored) -> ModelShape:
+    """Return the shape of a model with this config.
+
+    Raises UnsupportedModelError, CheckpointError: as loading it would.
+    """
+    plan = plan_model(config, stored)
+    try:
+        return build_model_shape(plan)
+    except FitError as error:
+        raise UnsupportedModelError(f"The model's config is not usable: {error}.") from error
+
+
+def build_model_shape(plan: ModelPlan) -> ModelShape:
+    """Sum up a plan."""
+    spec, tensors = plan.spec, list(plan.tensors())
+    halves = [half for layer in spec.layers for half in (layer.attention, layer.feed_forward)]
+    return ModelShape(
+        architecture=spec.architecture,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        max_position_embeddings=spec.max_position_embeddings,
+        activation_width=max((half.activation_width for half in halves), default=0),
+        num_parameters=sum(tensor.num_elements for _, tensor in tensors),
+        layer_weights=_layer_weights(plan),
+        first_weights=_shares(tensor for place, tensor in tensors if place == "first"),
+        last_weights=_shares(tensor for place, tensor in tensors if place == "last"),
+        tied_weights=_shares(plan.token_embedding.tensors()) if plan.lm_head is None else (),
+        kv_groups=build_kv_cache_groups(spec),
+    )
+
+
+def _layer_weights(plan: ModelPlan) -> tuple[LayerWeights, ...]:
+    """Return the weights of each kind of layer, in the order of their first ones."""
+    shares_to_layers: dict[tuple[WeightShare, ...], list[int]] = {}
+    for index, layer in enumerate(plan.layers):
+        shares = _shares(tensor for part in layer.parts() for tensor in part.tensors())
+        shares_to_layers.setdefault(shares, []).append(index)
+    return tuple(LayerWeights(layers=tuple(layers), shares=shares) for shares, layers in shares_to_layers.items())
+
+
+def _shares(tensors: Iterable[TensorPlan]) -> tuple[WeightShare, ...]:
+    """Join what devices divide alike. What a tensor takes is linear in the bytes of an element."""
+    num_elements: Counter[int] = Counter()
+    num_bytes: Counter[int] = Counter()
+    for tensor in tensors:
+        for (num_pieces, fixed_bytes), (_, with_one_byte) in zip(tensor.pieces(0), tensor.pieces(1), strict=True):
+            num_elements[num_pieces] += with_one_byte - fixed_bytes
+            num_bytes[num_pieces] += fixed_bytes
+    return tuple(
+        WeightShare(num_elements=num_elements[pieces], num_bytes=num_bytes[pieces], num_pieces=pieces)
+        for pieces in sorted(num_elements)
+    )

@@ -1,0 +1,50 @@
+"""How a checkpoint stores its linear layers: the method of each module, chosen by the config and by what is stored.
+
+Pure: a method names tensors, shapes and bytes; `linear.load_linear` makes a layer of them. A new quantisation is a
+frozen dataclass here or in a file of its own, a loader registered with `load_linear`, and a line in `QUANTIZATIONS`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quire_server.errors import UnsupportedModelError
+from quire_server.models.parts import LinearMethod, LinearPlan, MethodFor, ModulePlan, StoredLookup, TensorPlan
+
+
+@dataclass(frozen=True, slots=True)
+class UnquantizedMethod:
+    """`module.weight` [out, in] and `module.bias` [out], held in the model's dtype.
+
+    A GGUF file's blocks are unquantised too, once they are read.
+    """
+
+    def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
+        layout, segments = module.layout, plan.segments(module)
+        shape = layout.stored_shape(plan.inputs.size)
+        yield TensorPlan(name=f"{module.name}.weight", shape=shape, segments=segments)
+        if plan.has_bias:
+            of_outputs = segments if plan.shard_dim == 0 else ()
+            yield TensorPlan(name=f"{module.name}.bias", shape=(layout.out_features,), segments=of_outputs)
+
+
+QUANTIZATIONS: dict[str, Callable[[Mapping[str, Any]], MethodFor]] = {}
+"""A config's `quant_method` to what reads its `quantization_config`."""
+
+
+def select_method_for(config: Mapping[str, Any]) -> MethodFor:
+    """Return how a checkpoint's modules are stored. Raises UnsupportedModelError for an unknown quantisation."""
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not quantization:
+        return _unquantized
+    name = quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else quantization
+    if name not in QUANTIZATIONS:
+        raise UnsupportedModelError(
+            f"The checkpoint is quantised with {name!r}, which is not supported.",
+            hint="Use the unquantised checkpoint, or a GGUF file.",
+        )
+    return QUANTIZATIONS[name](quantization)
+
+
+def _unquantized(module: str, stored: StoredLookup) -> LinearMethod:
+    return UnquantizedMethod()

@@ -1,0 +1,223 @@
+"""The parts that a plan consists of: norms, tables, linear layers, and the tensors of the checkpoint that they read.
+
+Pure. A linear layer's tensors are known by its method (`LinearMethod`), which is chosen for each module: a checkpoint
+may keep one module in 4 bits and its neighbour unquantised. How a method's layers run is `linear.py`'s business.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Literal, Protocol
+
+from quire_server.models.layout import LinearWeights, ModuleLayout, Segment, module_layouts
+from quire_server.weights.stored import StoredTensor
+
+_FLOAT32_BYTES = 4
+
+StoredLookup = Callable[[str], StoredTensor | None]
+"""From a tensor's Hugging Face name to how it is stored; None: there is none, or nothing is known of the files."""
+
+
+def nothing_stored(name: str) -> StoredTensor | None:
+    """Be the lookup of a plan that is made from a config alone."""
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """A tensor of the checkpoint, and what it becomes in memory."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As stored."""
+    encoding: str | None = None
+    """As stored (I32, Q4_K, …); None: whatever reads as floating point."""
+    fixed_bytes: int | None = None
+    """Held once loaded, whatever the model's dtype; None: its elements in that dtype."""
+    segments: tuple[Segment, ...] = ()
+    """What the ranks of a tensor-parallel group divide among them, each in its units; none: each rank holds all."""
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def is_split(self) -> bool:
+        return bool(self.segments)
+
+    def loaded_bytes(self, itemsize: int) -> int:
+        """Return what the whole tensor takes once loaded, in a model whose dtype has `itemsize` bytes."""
+        return self.num_elements * itemsize if self.fixed_bytes is None else self.fixed_bytes
+
+    def pieces(self, itemsize: int) -> Iterator[tuple[int, int]]:
+        """Yield the loaded bytes by what divides them: (equal pieces, bytes of all of them); 1: is never divided."""
+        whole = self.loaded_bytes(itemsize)
+        if not self.segments:
+            yield 1, whole
+        size = sum(segment.size for segment in self.segments)
+        for segment in self.segments:
+            yield segment.num_units, whole * segment.size // size
+
+
+class Part(Protocol):
+    """Anything that reads tensors."""
+
+    def tensors(self) -> Iterator[TensorPlan]: ...
+
+    def divided(self) -> Iterator[tuple[str, Segment]]:
+        """Yield what tensor parallelism divides, each with the name of the module or tensor that it is of."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormSpec:
+    kind: Literal["rms", "layer"]
+    eps: float
+    weight_offset: float = 0.0
+    """Added to the stored weight at load (Gemma: 1)."""
+    has_weight: bool = True
+    """False: nothing is stored (OLMo)."""
+    has_bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormPlan:
+    module: str
+    size: int
+    spec: NormSpec
+
+    def tensors(self) -> Iterator[TensorPlan]:
+        names = ["weight"] * self.spec.has_weight + ["bias"] * self.spec.has_bias
+        for name in names:
+            yield float32_vector(f"{self.module}.{name}", self.size)
+
+    def divided(self) -> Iterator[tuple[str, Segment]]:
+        return iter(())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan:
+    """Rows that are looked up: an embedding."""
+
+    module: str
+    num_rows: int
+    row_size: int
+    is_split: bool
+    """By rows."""
+
+    def tensors(self) -> Iterator[TensorPlan]:
+        shape, rows = (self.num_rows, self.row_size), (self.rows(),)
+        yield TensorPlan(name=f"{self.module}.weight", shape=shape, segments=rows if self.is_split else ())
+
+    def divided(self) -> Iterator[tuple[str, Segment]]:
+        if self.is_split:
+            yield self.module, self.rows()
+
+    def rows(self) -> Segment:
+        return Segment(name="rows", num_units=self.num_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorPlan:
+    """One number for each head."""
+
+    name: str
+    size: int
+
+    def tensors(self) -> Iterator[TensorPlan]:
+        yield float32_vector(self.name, self.size, segments=(self.heads(),))
+
+    def divided(self) -> Iterator[tuple[str, Segment]]:
+        yield self.name, self.heads()
+
+    def heads(self) -> Segment:
+        return Segment(name="heads", num_units=self.size)
+
+
+class LinearMethod(Protocol):
+    """How linear layers are stored. One frozen dataclass per quantisation scheme; equal methods are loaded together."""
+
+    def tensors(self, plan: "LinearPlan", module: "ModulePlan") -> Iterator[TensorPlan]:
+        """Yield the tensors of one module, each with the bytes it holds once loaded."""
+        ...
+
+
+MethodFor = Callable[[str, StoredLookup], LinearMethod]
+"""From a module's name, and what is stored, to its method."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModulePlan:
+    """One module of the checkpoint."""
+
+    name: str
+    layout: ModuleLayout
+    method: LinearMethod
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearPlan:
+    """A linear layer of ours: its modules' outputs, stacked."""
+
+    modules: tuple[ModulePlan, ...]
+    inputs: Segment
+    shard_dim: Literal[0, 1] | None
+    has_bias: bool = False
+
+    def tensors(self) -> Iterator[TensorPlan]:
+        for module in self.modules:
+            yield from module.method.tensors(self, module)
+
+    def divided(self) -> Iterator[tuple[str, Segment]]:
+        for module in self.modules:
+            yield from ((module.name, segment) for segment in self.segments(module))
+
+    def segments(self, module: ModulePlan) -> tuple[Segment, ...]:
+        """Return what divides the weight of a module."""
+        if self.shard_dim is None:
+            return ()
+        return module.layout.segments if self.shard_dim == 0 else (self.inputs,)
+
+    def by_module(self) -> Iterator["LinearPlan"]:
+        """Yield each module as a linear layer of its own."""
+        for module in self.modules:
+            yield replace(self, modules=(module,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Makes the parts of one layer (None: of what surrounds the layers) from the names in a weight map."""
+
+    hidden_size: int
+    method_for: MethodFor
+    stored: StoredLookup
+    layer: int | None = None
+
+    def name(self, name: str) -> str:
+        return name if self.layer is None else name.format(layer=self.layer)
+
+    def hidden(self) -> Segment:
+        return Segment(name="hidden features", num_units=self.hidden_size)
+
+    def norm(self, module: str | None, spec: NormSpec | None, size: int | None = None) -> NormPlan | None:
+        """Return a norm over `size` features (None: the hidden size). Raises ValueError where it has no name."""
+        if spec is None:
+            return None
+        if module is None and (spec.has_weight or spec.has_bias):
+            raise ValueError("a norm with parameters has no name in the weight map")
+        return NormPlan(module=self.name(module or ""), size=self.hidden_size if size is None else size, spec=spec)
+
+    def linear(
+        self, weights: LinearWeights, *, outputs: tuple[Segment, ...], inputs: Segment, has_bias: bool = False
+    ) -> LinearPlan:
+        named = weights if self.layer is None else weights.at(self.layer)
+        modules = tuple(
+            ModulePlan(name=name, layout=layout, method=self.method_for(name, self.stored))
+            for name, layout in zip(named.modules, module_layouts(named, outputs), strict=True)
+        )
+        return LinearPlan(modules=modules, inputs=inputs, shard_dim=weights.shard_dim, has_bias=has_bias)
+
+
+def float32_vector(name: str, size: int, *, segments: tuple[Segment, ...] = ()) -> TensorPlan:
+    """Plan a small vector, which is float32 in memory whatever the model's dtype."""
+    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size, segments=segments)

@@ -1,0 +1,16 @@
+"""KV storage for a decoder, without the arithmetic that gives a server's its size."""
+
+import torch
+
+from quire_contract.kv_cache import KVCacheSpec, KVFormat
+from quire_server.models.kv_cache_spec import build_kv_cache_groups
+from quire_server.models.spec import DecoderSpec
+from quire_server.runner.kv_cache import KVCacheStorage
+
+
+def build_storage(
+    spec: DecoderSpec, *, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32
+) -> KVCacheStorage:
+    kv_format = KVFormat(dtype=str(dtype).removeprefix("torch."))
+    kv_cache = KVCacheSpec(groups=build_kv_cache_groups(spec), format=kv_format)
+    return KVCacheStorage(kv_cache, num_blocks=num_blocks, block_size=block_size, device=torch.device("cpu"))
