@@ -31,9 +31,10 @@ class WeightShare(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             raise FitError(f"num_pieces must be at least 1, not {self.num_pieces}")
 
     def bytes_on_device(self, element_bytes: int, tensor_parallel_size: int) -> int:
-        """Return the bytes on the device that holds most; more devices than pieces hold copies of one."""
-        size_bytes = self.num_elements * element_bytes + self.num_bytes
-        return -(-size_bytes * -(-self.num_pieces // tensor_parallel_size) // self.num_pieces)
+        """Return the bytes on the device that holds most."""
+        return bytes_on_device(
+            self.num_elements * element_bytes + self.num_bytes, self.num_pieces, tensor_parallel_size
+        )
 
 
 class LayerWeights(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -81,6 +82,12 @@ class ModelShape:
     @property
     def num_layers(self) -> int:
         return sum(len(kind.layers) for kind in self.layer_weights)
+
+
+def bytes_on_device(num_bytes: int, num_pieces: int, tensor_parallel_size: int) -> int:
+    """Return what the device that holds most has of equal pieces; more devices than pieces hold copies of one."""
+    num_held_pieces = -(-num_pieces // tensor_parallel_size)
+    return -(-num_bytes * num_held_pieces // num_pieces)
 
 
 def sum_on_device(shares: Iterable[WeightShare], element_bytes: int, tensor_parallel_size: int) -> int:

@@ -4,14 +4,18 @@ Expected numbers come from `transformers`' parameters, from the tensors that a l
 what starts and what does not.
 """
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import quire_kernels
 from quire_contract.fit import FitReport, FitRequest, check_fit, device_memory, stage_layers
 from quire_contract.model_facts import decode_facts, encode_facts
 from quire_contract.model_shape import ModelShape
@@ -244,3 +248,63 @@ def fill_to(engine: StartedEngine, num_tokens: int) -> int:
     while engine.core.has_unfinished:
         num_made += sum(len(output.new_token_ids) for output in engine.core.step(now=0.0))
     return len(prompt) + num_made
+
+
+PARAMS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "logprobs": {"logprobs": 5, "prompt_logprobs": 5},
+    "sampled": {"temperature": 1.0, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1, "presence_penalty": 0.5},
+}
+
+
+@pytest.mark.parametrize("params", PARAMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_step_holds_more_than_the_workspace(
+    saved: Saved, dtype: str, params: str, give_memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in live tensors, over steps as large as they get. Attention leaves its result alone: what it needs inside
+    is native code's, or, of its slow twin, all scores at once, which nobody plans for."""
+    give_memory(1 << 30)
+    engine = saved.start(dtype)
+    monkeypatch.setattr(quire_kernels, "paged_attention", lambda query, *_, **__: torch.zeros_like(query))
+    for index in range(SETTINGS["max_num_seqs"]):
+        request = EngineRequest(
+            request_id=f"r{index}",
+            prompt_token_ids=list(range(1, SETTINGS["max_num_batched_tokens"])),
+            sampling_params=SamplingParams(max_tokens=3, ignore_eos=True, **PARAMS[params]),
+        )
+        engine.core.add_request(request)
+    with LiveBytes() as live:
+        while engine.core.has_unfinished:
+            engine.core.step(now=0.0)
+    widest = SETTINGS["max_num_batched_tokens"] * SIZES["hidden_size"] * DTYPES[dtype].itemsize
+    assert widest < live.peak <= saved.ask(1 << 30, dtype).workspace_bytes
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory that operators made and that is still referred to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self._now = 0
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in _tensors_in((args, kwargs))}
+        for tensor in _tensors_in(result):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in given and storage._cdata not in self._sizes:
+                self._sizes[storage._cdata] = storage.nbytes()
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._forget, storage._cdata)
+        return result
+
+    def _forget(self, address: int) -> None:
+        self._now -= self._sizes.pop(address)
+
+
+def _tensors_in(values: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]

@@ -7,7 +7,7 @@ import pytest
 from plan_world import FACTS, GIB, LLAMA, manifest
 
 from quire_contract.fit import FitRequest, check_fit
-from quire_contract.model_facts import ModelFacts
+from quire_contract.model_facts import ModelFacts, decode_facts
 from quire_operator.fit import Fit, judge_fit, read_engine_settings, target_pending_per_replica
 from quire_operator.resources.render_input import Hardware
 from quire_operator.spec import LLMDeployment, SpecError
@@ -68,6 +68,16 @@ def test_what_is_not_known_is_not_judged(given: Hardware, facts: ModelFacts | No
     fit = judge({}, given, facts)
     assert (fit.verdict.holds, fit.verdict.reason) == (None, reason)
     assert fit.report is None
+
+
+def test_facts_of_an_older_version_leave_it_open() -> None:
+    """As an operator finds them on a volume after it was upgraded."""
+    older = decode_facts(
+        '{"type":"ModelFacts","path":"m-1","bytes":5,"shape":{"family":"llama","num_layers":2,"parameters":[]}}'
+    )
+    fit = judge({}, hardware("8Gi"), older)
+    assert (fit.verdict.holds, fit.verdict.reason) == (None, "ArchitectureUnknown")
+    assert "read by another version of Quire." in fit.verdict.message
 
 
 def test_a_gpus_memory_counts_and_not_the_pods() -> None:

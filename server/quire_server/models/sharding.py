@@ -6,6 +6,7 @@ Invariant: the slices of all ranks, joined, are the whole; only units that may b
 
 from dataclasses import dataclass
 
+from quire_contract.model_shape import bytes_on_device
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.layout import Segment
 from quire_server.models.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
@@ -99,6 +100,5 @@ def check_divides(plan: ModelPlan, share: ModelShare) -> None:
 def loaded_bytes(tensor: TensorPlan, itemsize: int, share: ModelShare) -> int:
     """Return what a rank holds of a tensor once it is loaded."""
     return sum(
-        -(-num_pieces // share.world_size) * num_bytes // num_pieces
-        for num_pieces, num_bytes in tensor.pieces(itemsize)
+        bytes_on_device(num_bytes, num_pieces, share.world_size) for num_pieces, num_bytes in tensor.pieces(itemsize)
     )
