@@ -1,5 +1,6 @@
 """The scheduler under random adds, aborts, resets and steps, with the fake runner computing every token for real."""
 
+import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, make_manager, naive_answer
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -58,6 +59,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add_one(self, data: st.DataObject) -> None:
         num_shared, num_own = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 3))
         prompt = [*SHARED_PROMPT[:num_shared], *[self.num_added] * num_own]
+        if not prompt:
+            with pytest.raises(InvalidRequestError, match="empty"):
+                make_engine_request("never built", prompt)
+            return
         max_tokens = data.draw(st.integers(0, 24))
         request = make_engine_request(
             data.draw(st.sampled_from([name for name in REQUEST_IDS if name not in self.live])),
