@@ -155,7 +155,7 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     shutdown_timeout_s: float = 120.0
     engine_heartbeat_timeout_s: float = 60.0
-    """`/livez` fails when the engine loop has said nothing for so long."""
+    """`/livez` fails when the engine loop has said nothing for so long, and has announced no longer silence."""
     allowed_origins: tuple[str, ...] = ("*",)
     max_request_body_bytes: int = 64 * 1024 * 1024
     enable_request_id_headers: bool = False

@@ -87,12 +87,14 @@ class EngineLoop:
         now = time.time()
         if self._core.has_unfinished:
             if self._max_silence_s < self._info.max_step_s:
-                self._wire.send(EngineBusy(reason="a step", max_silence_s=self._info.max_step_s))
+                self._say(EngineBusy(reason="a step", max_silence_s=self._info.max_step_s))
             outputs += self._core.step(now)
-        self._max_silence_s = self._info.max_step_s if self._core.has_unfinished else 0.0
-        self._wire.send(
-            EngineStep(outputs=outputs, stats=self._core.stats(), time=now, max_silence_s=self._max_silence_s)
-        )
+        max_silence_s = self._info.max_step_s if self._core.has_unfinished else 0.0
+        self._say(EngineStep(outputs=outputs, stats=self._core.stats(), time=now, max_silence_s=max_silence_s))
+
+    def _say(self, message: EngineBusy | EngineStep | Reply) -> None:
+        self._max_silence_s = 0.0 if isinstance(message, Reply) else message.max_silence_s
+        self._wire.send(message)
 
     def _take(self, frame: bytes) -> None:
         try:
@@ -126,7 +128,7 @@ class EngineLoop:
             reply = Reply.succeeded(call.call_id, result)
         except Exception as error:  # noqa: BLE001 - as with a request
             reply = Reply.failed(call.call_id, _typed(error, f"{type(call.method).__name__} failed"))
-        self._wire.send(reply)
+        self._say(reply)
 
     def _refuse(self, request_id: str, error: QuireError) -> None:
         logger.warning("Refused request_id=%s: %s", request_id, error)
@@ -138,7 +140,7 @@ class EngineLoop:
         if kind == AddRequest.__name__ and isinstance(owner, str):
             self._refuse(owner, error)
         elif kind == Call.__name__ and type(owner) is int:
-            self._wire.send(Reply.failed(owner, error))
+            self._say(Reply.failed(owner, error))
         else:
             logger.warning("Dropped a message that names nobody: %s", error)
 

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,9 +14,10 @@ from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_server.config import SchedulerConfig
+from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.engine import loop as loop_module
 from quire_server.engine.calls import Call, Reply, ResetPrefixCache
+from quire_server.engine.client import EngineClient
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.loop import EngineLoop
 from quire_server.engine.messages import (
@@ -30,7 +32,7 @@ from quire_server.engine.messages import (
     encode,
     from_engine_decoder,
 )
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.errors import (
     ContextLengthError,
@@ -270,6 +272,30 @@ class TestSilence:
         ]
         # an idle heartbeat; three steps and the one that tells the runner of the end; the last heartbeat
         assert said == [0.0, ("a step", 600.0), 600.0, 600.0, 600.0, 0.0, 0.0]
+
+    def test_a_client_waits_for_every_step_of_a_slow_device_and_for_no_more(self) -> None:
+        """In virtual time: each step takes 599 s, and calls come in between, whose replies are messages too."""
+        config = EngineConfig(model=ModelConfig(model="m", path=Path("/m"), served_model_names=("m",)))
+        client = EngineClient(None, config, heartbeat_timeout_s=60.0)  # type: ignore[arg-type]
+        info = msgspec.structs.replace(INFO, max_step_s=600.0)
+        client._dispatch(info)
+
+        class SlowRunner(FakeRunner):
+            def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+                assert not any(client._watchdog.tick(1.0) for _ in range(599)), "taken for dead in the middle of a step"
+                return super().execute(scheduler_output)
+
+        class Told(FakeWire):
+            def send(self, message: FromEngine) -> None:
+                super().send(message)
+                client._dispatch(self.sent[-1])
+
+        core = make_core()
+        core._runner = SlowRunner(20, 4)
+        batches: list[list[ToEngine]] = [[], [add("a")], [], [call(0)], [call(1), add("b")], [], [call(2)]]
+        EngineLoop(core, Told([[encode(each) for each in batch] for batch in batches]), info).run()
+        assert not any(client._watchdog.tick(1.0) for _ in range(60))
+        assert client._watchdog.tick(1.0), "an idle engine has nothing to be silent for"
 
     def test_a_fast_one_has_nothing_to_say(self) -> None:
         wire, _ = run([add("a", max_tokens=3)])
