@@ -1,6 +1,6 @@
 """How a checkpoint stores its linear layers: the method of each module, chosen by the config and by what is stored.
 
-Pure: a method names tensors, shapes and bytes; `linear.load_linear` makes a layer of them. A new quantisation is a
+Pure: a method names tensors, shapes and bytes; `modules/linear.py` makes a layer of them. A new quantisation is a
 frozen dataclass here or in a file of its own, a loader registered with `load_linear`, and a line in `QUANTIZATIONS`.
 """
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError
-from quire_server.models.linear import RawTensor
+from quire_server.models.modules.linear import RawTensor
 from quire_server.models.parts import TensorPlan
 from quire_server.weights.checkpoint import Checkpoint
 from quire_server.weights.stored import StoredTensor

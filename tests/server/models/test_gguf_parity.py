@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire_server.models import linear
 from quire_server.models.families.llama import FAMILY
-from quire_server.models.linear import Linear, TensorReader
 from quire_server.models.linear_method import UnquantizedMethod
+from quire_server.models.modules import linear
+from quire_server.models.modules.linear import Linear, TensorReader
 from quire_server.models.parts import LinearMethod, LinearPlan, ModulePlan, StoredLookup, TensorPlan
 from quire_server.models.sharding import ModelShare
 from quire_server.weights.checkpoint import open_checkpoint

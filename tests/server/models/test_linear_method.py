@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError, UnsupportedModelError
-from quire_server.models import linear, linear_method
-from quire_server.models.linear import Linear, TensorReader
+from quire_server.models import linear_method
 from quire_server.models.linear_method import UnquantizedMethod
+from quire_server.models.modules import linear
+from quire_server.models.modules.linear import Linear, TensorReader
 from quire_server.models.parts import (
     LinearMethod,
     LinearPlan,

@@ -12,19 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.attention import AttentionMetadata, KVCache, StepContext, build_attention
+from quire_server.models.attention import AttentionMetadata, KVCache, StepContext
 from quire_server.models.families.llama import build_attention as build_attention_spec
 from quire_server.models.families.llama import build_decoder
 from quire_server.models.layout import LinearWeights, Segment, module_layouts
-from quire_server.models.linear import take
 from quire_server.models.linear_method import UnquantizedMethod
-from quire_server.models.mlp import build_mlp
-from quire_server.models.part_builder import PartBuilder
+from quire_server.models.modules.attention import build_attention
+from quire_server.models.modules.linear import take
+from quire_server.models.modules.mlp import build_mlp
+from quire_server.models.modules.part_builder import PartBuilder
+from quire_server.models.modules.rope_table import RopeTables
 from quire_server.models.parts import LinearPlan, Planner, nothing_stored
 from quire_server.models.plan import ModelPlan
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
-from quire_server.models.rope_table import RopeTables
 from quire_server.models.sharding import WHOLE, ModelShare, loaded_bytes, shard_module
 from quire_server.weights.checkpoint import open_checkpoint
 
@@ -234,7 +235,9 @@ def test_a_model_that_does_not_divide_is_refused_before_anything_is_read(
 ) -> None:
     tiny = build_tiny_model("llama", **LLAMA | {"vocab_size": 96})
     monkeypatch.setattr("quire_server.models.reader.read_tensor", lambda *_: pytest.fail("a tensor was read"))
-    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.self_attn\.q_proj: 4 heads .* among 3 devices"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"layers\.0\.self_attn\.q_proj\.weight: 4 heads .* among 3 devices"
+    ):
         tiny.load(share=ModelShare(rank=0, world_size=3))
 
 
