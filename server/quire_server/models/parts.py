@@ -1,7 +1,7 @@
 """The parts that a plan consists of: norms, tables, linear layers, and the tensors of the checkpoint that they read.
 
 Pure. A linear layer's tensors are known by its method (`LinearMethod`), which is chosen for each module: a checkpoint
-may keep one module in 4 bits and its neighbour unquantised. How a method's layers run is `modules/linear.py`'s business.
+may keep one module in 4 bits and its neighbour unquantised. How a layer of a method runs: `modules/linear.py`.
 """
 
 from collections.abc import Callable, Iterator
