@@ -8,6 +8,7 @@ from torch import Tensor
 from quire_server.errors import CheckpointError
 from quire_server.models.modules.linear import RawTensor
 from quire_server.models.parts import TensorPlan
+from quire_server.models.weight_map import Aliases, spellings
 from quire_server.weights.checkpoint import Checkpoint
 from quire_server.weights.stored import StoredTensor
 from quire_server.weights.tensors import read_bytes, read_tensor
@@ -19,7 +20,7 @@ class CheckpointReader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        aliases: tuple[tuple[str, str], ...],
+        aliases: Aliases,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -31,19 +32,8 @@ class CheckpointReader:
 
     def find(self, name: str) -> StoredTensor:
         """Return where a tensor lies, under its name or an alias. Raises CheckpointError."""
-        if name not in self._names:
-            for prefix, other in self._aliases:
-                alias = other + name.removeprefix(prefix)
-                if name.startswith(prefix) and alias in self._names:
-                    return self._checkpoint.stored(alias)
-        return self._checkpoint.stored(name)
-
-    def lookup(self, name: str) -> StoredTensor | None:
-        """Return where a tensor lies; None: nowhere."""
-        try:
-            return self.find(name)
-        except CheckpointError:
-            return None
+        names = (each for each in spellings(name, self._aliases) if each in self._names)
+        return self._checkpoint.stored(next(names, name))
 
     def check(self, tensors: Iterable[TensorPlan]) -> int:
         """Check that every tensor is there, as planned; return their size on disk. Raises CheckpointError."""

@@ -21,7 +21,7 @@ from quire_server.models.plan import build_plan
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.spec import DecoderSpec, KVShape
 from quire_server.models.weight_map import WeightMap
-from quire_server.weights.checkpoint import open_checkpoint
+from quire_server.weights.checkpoint import lookup_in, open_checkpoint
 
 VOCAB_SIZE = 97
 
@@ -180,8 +180,9 @@ class TinyModel:
         **arguments: Any,
     ) -> DecoderModel:
         """Load the checkpoint by a spec, names and methods of the test's own."""
-        reader = CheckpointReader(open_checkpoint(self.path), weights.aliases, dtype, torch.device("cpu"))
-        plan = build_plan(spec, weights, method_for or select_method_for({}), reader.lookup)
+        checkpoint = open_checkpoint(self.path)
+        reader = CheckpointReader(checkpoint, weights.aliases, dtype, torch.device("cpu"))
+        plan = build_plan(spec, weights, method_for or select_method_for({}), lookup_in(checkpoint))
         return load_plan(plan, reader, on_progress=lambda share: None, **arguments)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quire_server.errors import UnsupportedModelError
+from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.attention import AttentionMetadata, KVCache, StepContext
 from quire_server.models.families.llama import build_attention as build_attention_spec
 from quire_server.models.families.llama import build_decoder
@@ -145,7 +145,7 @@ def test_layouts_that_do_not_come_out_are_refused() -> None:
     two, three = Segment(name="a", num_units=2), Segment(name="b", num_units=3)
     with pytest.raises(ValueError, match="neither one module nor one for each of 3"):
         module_layouts(LinearWeights(modules=("x", "y"), shard_dim=0), (two, two, three))
-    with pytest.raises(ValueError, match="x: 3 b do not make 2 groups"):
+    with pytest.raises(CheckpointError, match="x: 3 b do not make 2 groups"):
         module_layouts(LinearWeights(modules=("x",), shard_dim=0, layout="grouped"), (two, three))
     with pytest.raises(ValueError, match="rank 2 is none of 2"):
         ModelShare(rank=2, world_size=2)
