@@ -241,7 +241,7 @@ def fill_to(engine: StartedEngine, num_tokens: int) -> int:
         EngineRequest(
             request_id="r",
             prompt_token_ids=prompt,
-            sampling_params=SamplingParams(max_tokens=num_tokens - len(prompt), ignore_eos=True),
+            params=SamplingParams(max_tokens=num_tokens - len(prompt), ignore_eos=True),
         )
     )
     num_made = 0
@@ -271,7 +271,7 @@ def test_no_step_holds_more_than_the_workspace(
         request = EngineRequest(
             request_id=f"r{index}",
             prompt_token_ids=list(range(1, SETTINGS["max_num_batched_tokens"])),
-            sampling_params=SamplingParams(max_tokens=3, ignore_eos=True, **PARAMS[params]),
+            params=SamplingParams(max_tokens=3, ignore_eos=True, **PARAMS[params]),
         )
         engine.core.add_request(request)
     with LiveBytes() as live:
