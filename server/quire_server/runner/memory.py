@@ -58,7 +58,7 @@ class KVCachePlan:
 
 
 def plan_kv_cache(
-    shape: ModelShape, config: EngineConfig, *, available_bytes: int, dtype: str, is_cpu: bool
+    shape: ModelShape, config: EngineConfig, *, available_bytes: int, dtype: str, is_cpu: bool, stage: int = 0
 ) -> KVCachePlan:
     """Decide the number of blocks and the context length.
 
@@ -66,6 +66,7 @@ def plan_kv_cache(
         available_bytes: memory that was free before the weights were loaded.
         dtype: of weights, activations and KV cache.
         is_cpu: main memory is shared with others, so no more is taken than the sequences can ever need.
+        stage: the pipeline stage whose device is planned.
 
     Raises:
         OutOfMemoryError: weights, or one sequence of the demanded max_model_len, do not fit.
@@ -82,8 +83,10 @@ def plan_kv_cache(
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         block_size=cache.block_size,
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
     )
-    device = device_memory(request)
+    device = device_memory(request, stage)
     usable = usable_bytes(available_bytes, cache.gpu_memory_utilization)
     num_blocks = _num_blocks(cache, device, usable)
     if num_blocks <= NUM_NULL_BLOCKS:

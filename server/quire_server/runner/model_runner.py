@@ -37,7 +37,10 @@ class RunnerConfig:
 
 
 class ModelRunner:
-    """The one `Runner` of an engine with one device."""
+    """The `Runner` of one device."""
+
+    is_asynchronous = False
+    """Whether `submit` returns before the device has done the step."""
 
     def __init__(
         self,

@@ -1,0 +1,101 @@
+"""What a worker of each rank holds, and where it runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quire_server.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from quire_server.engine.step import Runner
+from quire_server.errors import ConfigError
+from quire_server.models.sharding import ModelShare
+from quire_server.runner.device import choose_device
+from quire_server.runner.executor import start_executor
+from quire_server.runner.startup import num_steps_ahead
+from quire_server.runner.worker import Stopwatch, share_of, start_worker
+
+
+def config_of(model: Path = Path("m"), device: str = "cpu", *, tensor: int = 1, pipeline: int = 1) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(model="m", path=model, served_model_names=("m",), dtype="float32", max_model_len=64),
+        cache=CacheConfig(num_gpu_blocks_override=9),
+        scheduler=SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=64),
+        parallel=ParallelConfig(tensor_parallel_size=tensor, pipeline_parallel_size=pipeline),
+        device=device,  # type: ignore[arg-type]
+    )
+
+
+def test_neighbouring_ranks_share_layers_and_stages_follow_one_another() -> None:
+    config = config_of(tensor=2, pipeline=3)
+    assert config.parallel.world_size == 6
+    assert [share_of(config, rank, 7) for rank in range(6)] == [
+        ModelShare(rank=rank, world_size=2, layers=layers)
+        for layers in (range(3), range(3, 5), range(5, 7))
+        for rank in range(2)
+    ]
+    assert share_of(config_of(), 0, 7) == ModelShare()
+
+
+def test_a_worker_of_any_rank_starts_with_its_share(llama_checkpoint: Path) -> None:
+    config = config_of(llama_checkpoint, tensor=2)
+    whole = start(config_of(llama_checkpoint))
+    shares = [start(config, rank) for rank in range(2)]
+    num_bytes = [worker.model.num_parameter_bytes for worker in (whole, *shares)]
+    assert num_bytes[0] / 2 < num_bytes[1] == num_bytes[2] < num_bytes[0]
+    assert shares[0].plan.budget.weights == num_bytes[1], "what was planned is what is held"
+    stages = [start(config_of(llama_checkpoint, pipeline=2), rank) for rank in range(2)]
+    assert [stage.plan.budget.weights for stage in stages] == [stage.model.num_parameter_bytes for stage in stages]
+
+
+def start(config: EngineConfig, rank: int = 0):
+    return start_worker(config, rank, on_progress=lambda _: None, stopwatch=Stopwatch({}))
+
+
+def test_an_executor_of_several_workers_is_refused_by_name(llama_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="4 workers") as caught:
+        start_executor(
+            config_of(llama_checkpoint, tensor=2, pipeline=2), on_progress=lambda _: None, stopwatch=Stopwatch({})
+        )
+    assert "--tensor-parallel-size" in caught.value.termination.hint
+
+
+def test_an_executor_of_one_worker_is_a_runner(llama_checkpoint: Path) -> None:
+    executor: Runner = start_executor(config_of(llama_checkpoint), on_progress=lambda _: None, stopwatch=Stopwatch({}))
+    assert callable(executor.submit)
+
+
+class TestDevice:
+    @pytest.fixture(autouse=True)
+    def two_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def test_each_rank_has_a_gpu_of_its_own(self) -> None:
+        assert [choose_device(config_of(device="auto", tensor=2), rank) for rank in range(2)] == [
+            torch.device("cuda", 0),
+            torch.device("cuda", 1),
+        ]
+
+    def test_a_cpu_that_is_asked_for_is_given(self) -> None:
+        assert choose_device(config_of(device="cpu"), 0) == torch.device("cpu")
+
+    def test_too_few_gpus_are_refused_with_the_numbers(self) -> None:
+        with pytest.raises(ConfigError, match="needs 4 GPUs, and torch sees 2"):
+            choose_device(config_of(device="cuda", tensor=4), 2)
+
+    def test_no_gpu_is_the_cpu_unless_one_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        assert choose_device(config_of(device="auto"), 0) == torch.device("cpu")
+        with pytest.raises(ConfigError, match="--device cuda"):
+            choose_device(config_of(device="cuda"), 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_asynchronous", "expected"),
+    [(None, False, 0), (None, True, 1), (True, False, 1), (False, True, 0)],
+)
+def test_steps_ahead_are_for_devices_that_work_by_themselves(
+    llama_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, asked: bool | None, is_asynchronous: bool, expected: int
+) -> None:
+    runner = start(config_of(llama_checkpoint)).runner
+    monkeypatch.setattr(type(runner), "is_asynchronous", is_asynchronous)
+    assert num_steps_ahead(SchedulerConfig(async_scheduling=asked), runner) == expected
