@@ -1,4 +1,4 @@
-"""Makes this folder's helper modules (`engine_fakes`) importable by its tests."""
+"""Makes this folder's helper modules (`engine_fakes`, `loop_fakes`) importable by its tests."""
 
 import sys
 from pathlib import Path

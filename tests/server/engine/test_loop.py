@@ -1,39 +1,29 @@
 """The engine's loop over a runner without a model: whatever comes, each request and call ends once, and it goes on."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 import torch
 from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
-from hypothesis import given
-from hypothesis import strategies as st
+from loop_fakes import INFO, FakeWire, add, altered, call, make_core, run
 
-from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.config import EngineConfig, ModelConfig
 from quire_server.engine import loop as loop_module
-from quire_server.engine.calls import Call, Reply, ResetPrefixCache
+from quire_server.engine.calls import Reply
 from quire_server.engine.client import EngineClient
-from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.loop import EngineLoop
 from quire_server.engine.messages import (
-    AbortRequests,
     AddRequest,
     EngineBusy,
-    EngineReady,
     EngineStep,
     FromEngine,
-    Shutdown,
     ToEngine,
     encode,
-    from_engine_decoder,
 )
-from quire_server.engine.output import RequestOutput, RunnerOutput, SchedulerOutput
-from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.request import EngineRequest
+from quire_server.engine.step import CompletedStep, SchedulerOutput
 from quire_server.errors import (
     ContextLengthError,
     DrainingError,
@@ -43,90 +33,6 @@ from quire_server.errors import (
     decode_error,
 )
 from quire_server.pooling_params import PoolingParams, PoolingTask
-
-MAX_MODEL_LEN = 24
-INFO = EngineReady(
-    max_model_len=MAX_MODEL_LEN,
-    vocab_size=VOCAB_SIZE,
-    num_blocks=19,
-    block_size=4,
-    dtype="int",
-    device="none",
-    weights_bytes=0,
-    kv_cache_bytes=0,
-    load_seconds={},
-)
-
-
-@dataclass
-class FakeWire:
-    """Brings its frames batch by batch, and when all is said, the order to end. Keeps what is sent, as it arrives."""
-
-    batches: list[list[bytes]]
-    sent: list[FromEngine] = field(default_factory=list)
-    timeouts_ms: list[int] = field(default_factory=list)
-
-    def send(self, message: FromEngine) -> None:
-        self.sent.append(from_engine_decoder.decode(encode(message)))
-
-    def receive(self, timeout_ms: int) -> list[bytes]:
-        self.timeouts_ms.append(timeout_ms)
-        if self.batches:
-            return self.batches.pop(0)
-        return [encode(Shutdown())] if timeout_ms else []  # it waits only when nothing is left to do
-
-    @property
-    def outputs(self) -> list[RequestOutput]:
-        return [output for message in self.sent if isinstance(message, EngineStep) for output in message.outputs]
-
-    @property
-    def replies(self) -> list[Reply]:
-        return [message for message in self.sent if isinstance(message, Reply)]
-
-    def ends(self) -> Counter[str]:
-        return Counter(output.request_id for output in self.outputs if output.finish_reason is not None)
-
-    def error_of(self, request_id: str) -> QuireError:
-        (output,) = (output for output in self.outputs if output.request_id == request_id)
-        assert output.finish_reason is FinishReason.ERROR
-        assert output.error is not None
-        return decode_error(output.error)
-
-
-def make_core() -> EngineCore:
-    config = EngineCoreConfig(
-        scheduler=SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=8),
-        max_model_len=MAX_MODEL_LEN,
-        num_blocks=20,
-        block_size=4,
-    )
-    return EngineCore(config, FakeRunner(20, 4))
-
-
-def run(
-    *batches: Sequence[ToEngine | bytes], core: EngineCore | None = None, info: EngineReady = INFO
-) -> tuple[FakeWire, EngineCore]:
-    core = core or make_core()
-    frames = [[each if isinstance(each, bytes) else encode(each) for each in batch] for batch in batches]
-    wire = FakeWire(frames)
-    EngineLoop(core, wire, info).run()
-    core.check_integrity()
-    assert not core.has_unfinished
-    return wire, core
-
-
-def add(request_id: str, prompt: Sequence[int] = (1, 2, 3), **kwargs: Any) -> AddRequest:
-    return AddRequest(make_engine_request(request_id, prompt, **{"max_tokens": 4, **kwargs}))
-
-
-def altered(message: ToEngine, *path: str, value: object) -> bytes:
-    """A frame of the message with one field as no constructor would have it."""
-    decoded = msgspec.msgpack.decode(encode(message))
-    inner = decoded
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return msgspec.msgpack.encode(decoded)
 
 
 class TestRequests:
@@ -205,10 +111,6 @@ class TestRequests:
         assert torch.AcceleratorError.__name__ in loop_module._FATAL_NAMES
 
 
-def call(call_id: int) -> Call:
-    return Call(call_id=call_id, method=ResetPrefixCache())
-
-
 class TestCalls:
     def test_a_call_is_answered_between_two_steps_and_done_by_then(self) -> None:
         prompt = [1] * 9
@@ -281,9 +183,9 @@ class TestSilence:
         client._dispatch(info)
 
         class SlowRunner(FakeRunner):
-            def execute(self, scheduler_output: SchedulerOutput) -> RunnerOutput:
+            def submit(self, scheduler_output: SchedulerOutput) -> CompletedStep:
                 assert not any(client._watchdog.tick(1.0) for _ in range(599)), "taken for dead in the middle of a step"
-                return super().execute(scheduler_output)
+                return super().submit(scheduler_output)
 
         class Told(FakeWire):
             def send(self, message: FromEngine) -> None:
@@ -301,113 +203,6 @@ class TestSilence:
         wire, _ = run([add("a", max_tokens=3)])
         assert not any(isinstance(message, EngineBusy) for message in wire.sent)
         assert all(message.max_silence_s == 0.0 for message in wire.sent if isinstance(message, EngineStep))
-
-
-ANYTHING = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats()
-    | st.text(max_size=5)
-    | st.binary(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-REQUEST_IDS = st.sampled_from(["a", "b", "c", "d"])
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> ToEngine:
-    if draw(st.integers(0, 5)) == 0:
-        params = PoolingParams(task=draw(st.sampled_from(PoolingTask)))
-        return AddRequest(EngineRequest(request_id=draw(REQUEST_IDS), prompt_token_ids=[1], params=params))
-    return AddRequest(
-        make_engine_request(
-            draw(REQUEST_IDS),
-            draw(st.lists(st.integers(0, VOCAB_SIZE), min_size=1, max_size=MAX_MODEL_LEN + 2)),
-            max_tokens=draw(st.integers(0, 6)),
-            stop_token_ids=tuple(draw(st.lists(st.integers(-1, VOCAB_SIZE), max_size=2))),
-            prompt_logprobs=draw(st.none() | st.just(0)),
-            priority=draw(st.integers(-2, 2)),
-            cache_salt=draw(st.none() | st.text(max_size=2)),
-        )
-    )
-
-
-@st.composite
-def broken(draw: st.DrawFn, messages: st.SearchStrategy[ToEngine]) -> bytes:
-    """A frame with anything in the place of one thing, at any depth; or with a key too many, or one too few."""
-    decoded = msgspec.msgpack.decode(encode(draw(messages)))
-    places: list[tuple[Any, Any]] = []
-
-    def walk(node: Any) -> None:
-        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-        for key in keys:
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                walk(node[key])
-
-    walk(decoded)
-    node, key = draw(st.sampled_from(places))
-    if draw(st.booleans()):
-        node[key] = draw(ANYTHING)
-    else:
-        del node[key]
-    return msgspec.msgpack.encode(decoded)
-
-
-calls = st.builds(Call, call_id=st.integers(0, 2**63), method=st.just(ResetPrefixCache()))
-aborts = st.builds(AbortRequests, request_ids=st.lists(REQUEST_IDS, max_size=3))
-frames = st.one_of(
-    requests().map(encode),
-    broken(requests()),
-    broken(calls),
-    broken(aborts),
-    calls.map(encode),
-    aborts.map(encode),
-    st.binary(max_size=20),
-    ANYTHING.map(msgspec.msgpack.encode),
-)
-
-
-def owner_of(frame: bytes) -> tuple[str, str | int] | None:
-    """Whose frame it is, read as a person would: a request that can be named, or a call."""
-    try:
-        message = msgspec.msgpack.decode(frame)
-    except Exception:  # noqa: BLE001 - it is nobody's
-        return None
-    if not isinstance(message, dict):
-        return None
-    request, call_id = message.get("request"), message.get("call_id")
-    if message.get("type") == "AddRequest" and isinstance(request, dict):
-        request_id = request.get("request_id")
-        return ("request", request_id) if isinstance(request_id, str) else None
-    if message.get("type") == "Call" and isinstance(call_id, int) and not isinstance(call_id, bool):
-        return ("call", call_id)
-    return None
-
-
-@given(st.lists(st.lists(frames, max_size=5), max_size=8))
-def test_each_request_and_each_call_ends_once_whatever_comes(batches: list[list[bytes]]) -> None:
-    expected = Counter(owner for batch in batches for frame in batch if (owner := owner_of(frame)) is not None)
-    batches = [[frame for frame in batch if not is_shutdown(frame)] for batch in batches]
-    wire, core = run(*batches)
-    answered: Counter[tuple[str, str | int]] = Counter()
-    for request_id, count in wire.ends().items():
-        answered["request", request_id] += count
-    for reply in wire.replies:
-        answered["call", reply.call_id] += 1
-    assert answered == expected
-    later, _ = run([add("z")], core=core)
-    assert later.ends() == {"z": 1}, "and the engine is as good as new"
-
-
-def is_shutdown(frame: bytes) -> bool:
-    try:
-        message = msgspec.msgpack.decode(frame)
-    except Exception:  # noqa: BLE001 - no message at all
-        return False
-    return isinstance(message, dict) and message.get("type") == "Shutdown"
 
 
 def test_a_loop_with_nothing_but_blocked_requests_waits_instead_of_spinning() -> None:

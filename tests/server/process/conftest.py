@@ -12,6 +12,8 @@ from quire_server.engine.launch import EngineProcess
 from quire_server.engine.request import EngineRequest
 from quire_server.sampling_params import SamplingParams
 
+sys.path.insert(0, str(Path(__file__).parent))  # this folder's helper modules (`client_helpers`)
+
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 
 OpenClient = Callable[..., AbstractAsyncContextManager[EngineClient]]
