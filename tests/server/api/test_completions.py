@@ -78,6 +78,15 @@ async def test_streams_of_several_prompts(world, parse_events):
     assert texts == ["xy"] * 3
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_each_choice_echoes_its_own_prompt(world, parse_events, stream):
+    world.engine.answer("x")
+    response = await world.complete(prompt=["a", "b"], n=2, echo=True, stream=stream)
+    bodies = parse_events(response.text) if stream else [response.json()]
+    index_to_text = {choice["index"]: choice["text"] for body in bodies for choice in body["choices"]}
+    assert index_to_text == {0: "ax", 1: "ax", 2: "bx", 3: "bx"}
+
+
 @pytest.mark.parametrize("prompt", ["hi", [[71, 72]]])
 async def test_echo(world, parse_events, prompt):
     world.engine.answer("x", "y")

@@ -5,6 +5,7 @@ import pytest
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
 from quire_server.engine.messages import EngineFailed, EngineProgress
+from quire_server.engine.request import FinishReason
 from quire_server.errors import DrainingError
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +121,19 @@ async def test_errors_after_the_start_of_a_stream_are_events(world, error):
     assert (await exchange.next_message())["body"] == b"data: [DONE]\n\n"
     assert (await exchange.next_message()) == {"type": "http.response.body", "body": b"", "more_body": False}
     await exchange.task
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_fails_ends_the_others(world, stream):
+    body = {"messages": [{"role": "user", "content": "hi"}], "n": 2, "stream": stream}
+    exchange = world.exchange(CHAT, body)
+    second = await world.engine.next_request(1)
+    world.engine.emit(world.engine.output(second, finish_reason=FinishReason.ERROR))
+    await exchange.task
+    assert (await exchange.next_message())["status"] == (200 if stream else 500)
+    assert b'{"error":{' in (await exchange.next_message())["body"]
+    assert world.engine.aborted == [world.engine.requests[0].request_id]
+    assert world.engine.num_open_requests == 0
 
 
 async def test_a_bug_is_a_500_without_its_details(world, check_error):

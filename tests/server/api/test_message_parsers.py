@@ -59,7 +59,16 @@ async def test_text_that_is_held_back_makes_no_event_of_its_own(world, parse_eve
     assert deltas == [{"role": "assistant", "content": ""}, {"content": "a"}, {"content": "b"}]
 
 
-async def test_log_probabilities_come_with_their_tokens_though_the_text_is_held_back(world, parse_events, parsers):
+async def test_an_end_without_text_has_an_empty_delta(world, parse_events):
+    world.engine.answer("a", "")
+    chunks = parse_events((await world.chat(stream=True)).text)
+    assert [chunk["choices"][0]["delta"] for chunk in chunks[1:]] == [{"content": "a"}, {}]
+
+
+@pytest.mark.parametrize("has_ids", [True, False])
+async def test_log_probabilities_come_with_their_tokens_though_the_text_is_held_back(
+    world, parse_events, parsers, has_ids
+):
     ids = world.tokenizer.encode("<b")
     world.engine.script = lambda request: [
         RequestOutput(
@@ -70,8 +79,8 @@ async def test_log_probabilities_come_with_their_tokens_though_the_text_is_held_
         )
         for token_id in ids
     ]
-    chunks = parse_events((await world.chat(stream=True, logprobs=True, return_token_ids=True)).text)
+    chunks = parse_events((await world.chat(stream=True, logprobs=True, return_token_ids=has_ids)).text)
     choices = [chunk["choices"][0] for chunk in chunks[1:]]
     assert [choice["delta"] for choice in choices] == [{"content": ""}, {"content": "<b"}]
     assert [choice["logprobs"]["content"][0]["token"] for choice in choices] == ["<", "b"]
-    assert [choice["token_ids"] for choice in choices] == [[ids[0]], [ids[1]]]
+    assert [choice.get("token_ids") for choice in choices] == ([[ids[0]], [ids[1]]] if has_ids else [None, None])
