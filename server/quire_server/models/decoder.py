@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from quire_server.models.attention import AttentionMetadata, KVCache, StepContext
-from quire_server.models.embedding import Embedding
-from quire_server.models.layers import DecoderLayer, add_and_norm, join
-from quire_server.models.linear import Linear
-from quire_server.models.norm import Norm
-from quire_server.models.rope_table import RopeTables
+from quire_server.models.modules.embedding import Embedding
+from quire_server.models.modules.layers import DecoderLayer, add_and_norm, join
+from quire_server.models.modules.linear import Linear
+from quire_server.models.modules.norm import Norm
+from quire_server.models.modules.rope_table import RopeTables
 from quire_server.models.sharding import ModelShare
 from quire_server.models.spec import DecoderSpec
 

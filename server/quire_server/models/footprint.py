@@ -7,7 +7,6 @@ one arithmetic. Pure, and imports no torch; what depends on dtype and devices is
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from quire_contract.model_shape import FitError, LayerWeights, ModelShape, WeightShare
@@ -15,9 +14,8 @@ from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.parts import StoredLookup, TensorPlan, nothing_stored
 from quire_server.models.plan import ModelPlan
-from quire_server.models.registry import find_family, plan_model
-from quire_server.models.stored_lookup import look_up_stored
-from quire_server.weights.checkpoint import Checkpoint
+from quire_server.models.registry import plan_model
+from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
 _UNUSABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What comes of a config that has something else where a number should be."""
@@ -42,9 +40,7 @@ def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
 
     Raises UnsupportedModelError, CheckpointError: as loading it would.
     """
-    config = checkpoint.config
-    aliases = find_family(config).build_weights(config).aliases
-    shape = shape_of_config(config, partial(look_up_stored, checkpoint, aliases))
+    shape = shape_of_config(checkpoint.config, lookup_in(checkpoint))
     return replace(shape, checkpoint_dtype=checkpoint.default_dtype)
 
 

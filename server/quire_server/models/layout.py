@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from quire_server.errors import CheckpointError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
@@ -91,7 +93,8 @@ class ModuleLayout:
 def module_layouts(weights: LinearWeights, segments: tuple[Segment, ...]) -> tuple[ModuleLayout, ...]:
     """Return what each module of `weights` holds of our segments.
 
-    Raises ValueError where the modules are neither one for all segments nor one for each, or groups do not come out.
+    Raises CheckpointError where the config's numbers do not make groups, ValueError where the weight map is wrong: its
+    modules are neither one for all segments nor one for each.
     """
     if len(weights.modules) == len(segments):
         return tuple(ModuleLayout(segments=(segment,), is_transposed=weights.is_transposed) for segment in segments)
@@ -101,5 +104,5 @@ def module_layouts(weights: LinearWeights, segments: tuple[Segment, ...]) -> tup
     for segment in segments:
         if segment.num_units % num_groups:
             name = weights.modules[0]
-            raise ValueError(f"{name}: {segment.num_units} {segment.name} do not make {num_groups} groups")
+            raise CheckpointError(f"{name}: {segment.num_units} {segment.name} do not make {num_groups} groups")
     return (ModuleLayout(segments=segments, num_groups=num_groups, is_transposed=weights.is_transposed),)

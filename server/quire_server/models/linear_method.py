@@ -1,7 +1,7 @@
 """How a checkpoint stores its linear layers: the method of each module, chosen by the config and by what is stored.
 
-Pure: a method names tensors, shapes and bytes; `linear.load_linear` makes a layer of them. A new quantisation is a
-frozen dataclass here or in a file of its own, a loader registered with `load_linear`, and a line in `QUANTIZATIONS`.
+Pure: a method names tensors, shapes and bytes; `modules/linear.py` makes a layer of them. A new quantisation is a
+frozen dataclass here or in a file of its own, and a line in `QUANTIZATIONS` and in `modules/linear.py`'s `LOADERS`.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -12,17 +12,16 @@ import torch
 
 from quire_server.config import Dtype
 from quire_server.models import memory
-from quire_server.models.builder import Ends, ModelBuilder
 from quire_server.models.decoder import DecoderModel, DecoderParts
-from quire_server.models.layers import DecoderLayer
-from quire_server.models.linear_method import select_method_for
+from quire_server.models.modules.builder import Ends, ModelBuilder
+from quire_server.models.modules.layers import DecoderLayer
+from quire_server.models.modules.rope_table import RopeTables
 from quire_server.models.parts import TensorPlan
-from quire_server.models.plan import ModelPlan, build_plan
+from quire_server.models.plan import ModelPlan
 from quire_server.models.reader import CheckpointReader
-from quire_server.models.registry import find_family
-from quire_server.models.rope_table import RopeTables
+from quire_server.models.registry import plan_model
 from quire_server.models.sharding import WHOLE, ModelShare, check_divides, loaded_bytes
-from quire_server.weights.checkpoint import Checkpoint
+from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
 _MAX_LOADING_THREADS = 8
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -58,10 +57,8 @@ def load_model(
     Raises UnsupportedModelError, CheckpointError, OutOfMemoryError: all of them before anything is read, but for layers
     that can be planned and not yet be run.
     """
-    family = find_family(checkpoint.config)
-    spec, weights = family.build_spec(checkpoint.config), family.build_weights(checkpoint.config)
-    reader = CheckpointReader(checkpoint, weights.aliases, dtype, device)
-    plan = build_plan(spec, weights, select_method_for(checkpoint.config), reader.lookup)
+    plan = plan_model(checkpoint.config, lookup_in(checkpoint))
+    reader = CheckpointReader(checkpoint, plan.weights.aliases, dtype, device)
     return load_plan(plan, reader, on_progress=on_progress, max_model_len=max_model_len, share=share)
 
 
@@ -79,8 +76,9 @@ def load_plan(
     groups = [list(_end_tensors(plan, share))]
     groups += [[tensor for part in plan.layers[index].parts() for tensor in part.tensors()] for index in stage]
     stored_bytes = [reader.check(group) for group in groups]
-    check_divides(plan, share)
-    need_bytes = sum(loaded_bytes(tensor, dtype.itemsize, share) for group in groups for tensor in group)
+    tensors = [tensor for group in groups for tensor in group]
+    check_divides(tensors, share)
+    need_bytes = sum(loaded_bytes(tensor, dtype.itemsize, share) for tensor in tensors)
     memory.check_fits(need_bytes, memory.free_bytes(device), device)
     builder = ModelBuilder(plan, reader, share)
     ends, layers = _build(builder, stage, stored_bytes, on_progress)

@@ -1,7 +1,7 @@
 """The parts that a plan consists of: norms, tables, linear layers, and the tensors of the checkpoint that they read.
 
 Pure. A linear layer's tensors are known by its method (`LinearMethod`), which is chosen for each module: a checkpoint
-may keep one module in 4 bits and its neighbour unquantised. How a method's layers run is `linear.py`'s business.
+may keep one module in 4 bits and its neighbour unquantised. How a layer of a method runs: `modules/linear.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,10 +64,6 @@ class Part(Protocol):
 
     def tensors(self) -> Iterator[TensorPlan]: ...
 
-    def divided(self) -> Iterator[tuple[str, Segment]]:
-        """Yield what tensor parallelism divides, each with the name of the module or tensor that it is of."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormSpec:
@@ -91,9 +87,6 @@ class NormPlan:
         for name in names:
             yield float32_vector(f"{self.module}.{name}", self.size)
 
-    def divided(self) -> Iterator[tuple[str, Segment]]:
-        return iter(())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TablePlan:
@@ -109,10 +102,6 @@ class TablePlan:
         shape, rows = (self.num_rows, self.row_size), (self.rows(),)
         yield TensorPlan(name=f"{self.module}.weight", shape=shape, segments=rows if self.is_split else ())
 
-    def divided(self) -> Iterator[tuple[str, Segment]]:
-        if self.is_split:
-            yield self.module, self.rows()
-
     def rows(self) -> Segment:
         return Segment(name="rows", num_units=self.num_rows)
 
@@ -125,13 +114,7 @@ class VectorPlan:
     size: int
 
     def tensors(self) -> Iterator[TensorPlan]:
-        yield float32_vector(self.name, self.size, segments=(self.heads(),))
-
-    def divided(self) -> Iterator[tuple[str, Segment]]:
-        yield self.name, self.heads()
-
-    def heads(self) -> Segment:
-        return Segment(name="heads", num_units=self.size)
+        yield float32_vector(self.name, self.size, segments=(Segment(name="heads", num_units=self.size),))
 
 
 class LinearMethod(Protocol):
@@ -167,10 +150,6 @@ class LinearPlan:
     def tensors(self) -> Iterator[TensorPlan]:
         for module in self.modules:
             yield from module.method.tensors(self, module)
-
-    def divided(self) -> Iterator[tuple[str, Segment]]:
-        for module in self.modules:
-            yield from ((module.name, segment) for segment in self.segments(module))
 
     def segments(self, module: ModulePlan) -> tuple[Segment, ...]:
         """Return what divides the weight of a module."""

@@ -105,7 +105,10 @@ def build_plan(
         spec=spec,
         weights=weights,
         token_embedding=TablePlan(
-            module=weights.token_embedding, num_rows=spec.vocab_size, row_size=spec.embedding_size, is_split=True
+            module=weights.token_embedding,
+            num_rows=spec.vocab_size,
+            row_size=spec.embedding_size,
+            is_split=weights.lm_head.shard_dim == 0,
         ),
         position_embedding=None
         if positions is None or weights.position_embedding is None

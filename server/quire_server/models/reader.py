@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError
-from quire_server.models.linear import RawTensor
+from quire_server.models.modules.linear import RawTensor
 from quire_server.models.parts import TensorPlan
-from quire_server.models.stored_lookup import find_stored, look_up_stored
+from quire_server.models.weight_map import Aliases, spellings
 from quire_server.weights.checkpoint import Checkpoint
 from quire_server.weights.stored import StoredTensor
 from quire_server.weights.tensors import read_bytes, read_tensor
@@ -20,22 +20,20 @@ class CheckpointReader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        aliases: tuple[tuple[str, str], ...],
+        aliases: Aliases,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.dtype = dtype
         self._checkpoint = checkpoint
+        self._names = checkpoint.tensor_names
         self._aliases = aliases
         self.device = device
 
     def find(self, name: str) -> StoredTensor:
         """Return where a tensor lies, under its name or an alias. Raises CheckpointError."""
-        return find_stored(self._checkpoint, self._aliases, name)
-
-    def lookup(self, name: str) -> StoredTensor | None:
-        """Return where a tensor lies; None: nowhere."""
-        return look_up_stored(self._checkpoint, self._aliases, name)
+        names = (each for each in spellings(name, self._aliases) if each in self._names)
+        return self._checkpoint.stored(next(names, name))
 
     def check(self, tensors: Iterable[TensorPlan]) -> int:
         """Check that every tensor is there, as planned; return their size on disk. Raises CheckpointError."""

@@ -8,7 +8,8 @@ from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, q
 from quire_server.models.linear_method import select_method_for
 from quire_server.models.parts import StoredLookup, nothing_stored
 from quire_server.models.plan import ModelPlan, build_plan
-from quire_server.models.weight_map import Family
+from quire_server.models.weight_map import Family, spellings
+from quire_server.weights.stored import StoredTensor
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": llama.FAMILY,
@@ -40,8 +41,15 @@ def find_family(config: Mapping[str, Any]) -> Family:
 def plan_model(config: Mapping[str, Any], stored: StoredLookup = nothing_stored) -> ModelPlan:
     """Plan the model of a config: its spec, and all tensors with their bytes. Torch-free.
 
+    Args:
+        stored: what a checkpoint has under a name (`weights.checkpoint.lookup_in`), for methods that depend on it.
+
     Raises UnsupportedModelError, CheckpointError.
     """
     family = find_family(config)
-    spec, method_for = family.build_spec(config), select_method_for(config)
-    return build_plan(spec, family.build_weights(config), method_for, stored)
+    weights = family.build_weights(config)
+
+    def find(name: str) -> StoredTensor | None:
+        return next(filter(None, map(stored, spellings(name, weights.aliases))), None)
+
+    return build_plan(family.build_spec(config), weights, select_method_for(config), find)

@@ -1,4 +1,4 @@
-"""Rotary positions: from a config to frequencies. Pure; `rope_table` turns them into what the kernel reads.
+"""Rotary positions: from a config to frequencies. Pure; `modules/rope_table` turns them into what the kernel reads.
 
 Scalings, each as `transformers` computes it: linear (kaiokendev), dynamic NTK (bloc97, emozilla), yarn (Peng et al.,
 2023), llama3 (Meta's Llama 3.1), longrope (Ding et al., 2024).

@@ -4,13 +4,13 @@ Pure: says which outputs and inputs of which stored module a rank reads, and ref
 Invariant: the slices of all ranks, joined, are the whole; only units that may be replicated are held twice.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quire_contract.model_shape import bytes_on_device
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.layout import Segment
 from quire_server.models.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
-from quire_server.models.plan import ModelPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +89,11 @@ def table_rows(plan: TablePlan, share: ModelShare) -> range:
     return shard_units(plan.rows(), share, plan.module) if plan.is_split else range(plan.num_rows)
 
 
-def check_divides(plan: ModelPlan, share: ModelShare) -> None:
-    """Check that every part of a worker's stage can be divided. Raises UnsupportedModelError naming the module."""
-    parts = [part for index in share.stage(plan.spec.num_layers) for part in plan.layers[index].parts()]
-    for part in (*plan.first_parts(), *plan.last_parts(), *parts):
-        for owner, segment in part.divided():
-            shard_units(segment, share, owner)
+def check_divides(tensors: Iterable[TensorPlan], share: ModelShare) -> None:
+    """Check that a worker's tensors can be divided. Raises UnsupportedModelError naming the first that cannot."""
+    for tensor in tensors:
+        for segment in tensor.segments:
+            shard_units(segment, share, tensor.name)
 
 
 def loaded_bytes(tensor: TensorPlan, itemsize: int, share: ModelShare) -> int:

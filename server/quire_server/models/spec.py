@@ -50,7 +50,7 @@ class KVShape:
 
 
 class KindPlan(Protocol):
-    """The parts of an attention or a feed-forward. Its type decides what builds it (`build.py`)."""
+    """The parts of an attention or a feed-forward. Its type decides what builds it (`modules/builder.py`)."""
 
     def parts(self) -> Iterator[Part]: ...
 
@@ -151,6 +151,10 @@ class DecoderSpec:
     logit_soft_cap: float | None = None
     tie_word_embeddings: bool = False
     has_lm_head_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tie_word_embeddings and self.has_lm_head_bias:
+            raise ValueError("a head that is tied to the embedding has no bias of its own")
 
     @property
     def num_layers(self) -> int:

@@ -4,12 +4,15 @@
 kind of attention or feed-forward has is in its own module in `kinds/`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from quire_server.models.layout import LinearWeights
 from quire_server.models.spec import DecoderSpec
+
+Aliases = tuple[tuple[str, str], ...]
+"""(prefix, other prefix): a tensor that is not found is looked for under the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,7 @@ class WeightMap:
     final_norm: str | None
     project_out: LinearWeights | None = None
     lm_head: LinearWeights
-    aliases: tuple[tuple[str, str], ...] = ()
-    """(prefix, other prefix): a tensor that is not found is looked for under the other."""
+    aliases: Aliases = ()
 
     def layer(self, index: int) -> LayerWeights:
         return self.layers[0 if len(self.layers) == 1 else index]
@@ -57,3 +59,9 @@ class Family:
 def always(weights: WeightMap) -> Callable[[Mapping[str, Any]], WeightMap]:
     """Return the `build_weights` of a family whose checkpoints all have the same names."""
     return lambda config: weights
+
+
+def spellings(name: str, aliases: Aliases) -> Iterator[str]:
+    """Yield the names that a tensor may have in a checkpoint, the first one first."""
+    yield name
+    yield from (other + name.removeprefix(prefix) for prefix, other in aliases if name.startswith(prefix))

@@ -4,7 +4,7 @@ Owns: finding out what lies at a path. Imports no torch, so that a process that 
 stays small; `tensors.read_tensor` turns a `StoredTensor` into a torch tensor.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if (path / "config.json").is_file():
         return SafetensorsCheckpoint(path)
     raise CheckpointError(f"{path}: has neither a config.json nor a .gguf file.")
+
+
+def lookup_in(checkpoint: Checkpoint) -> Callable[[str], StoredTensor | None]:
+    """Return what says where a tensor of the checkpoint lies; None: it has no such tensor."""
+    return lambda name: checkpoint.stored(name) if name in checkpoint.tensor_names else None
 
 
 def _only_model(gguf_files: list[Path], directory: Path) -> Path:

@@ -16,11 +16,12 @@ from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.linear_method import select_method_for
 from quire_server.models.loader import load_model, load_plan
+from quire_server.models.parts import MethodFor
 from quire_server.models.plan import build_plan
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.spec import DecoderSpec, KVShape
 from quire_server.models.weight_map import WeightMap
-from quire_server.weights.checkpoint import open_checkpoint
+from quire_server.weights.checkpoint import lookup_in, open_checkpoint
 
 VOCAB_SIZE = 97
 
@@ -70,6 +71,13 @@ class PagedHarness:
         token_ids, *where = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
         ids = token_ids if inputs_embeds is None else None
         return self.model.forward(ids, *where, self.kv_caches, inputs_embeds=inputs_embeds)
+
+    def prefill_with_states(
+        self, tokens: Sequence[int], state_layers: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:  # [num_tokens, hidden_size], all
+        """Run a prompt; return the hidden states after the last layer, and after those asked for."""
+        prepared = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
+        return self.model.forward_with_states(*prepared, self.kv_caches, state_layers=state_layers)
 
     def prepare(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> tuple[Tensor, Tensor, AttentionMetadata]:
         """Give tokens their slots; return what `forward` takes beside the caches."""
@@ -163,11 +171,18 @@ class TinyModel:
         )
 
     def load_as(
-        self, spec: DecoderSpec, weights: WeightMap, *, dtype: torch.dtype = torch.float32, **arguments: Any
+        self,
+        spec: DecoderSpec,
+        weights: WeightMap,
+        *,
+        dtype: torch.dtype = torch.float32,
+        method_for: MethodFor | None = None,
+        **arguments: Any,
     ) -> DecoderModel:
-        """Load the checkpoint by a spec and names of the test's own."""
-        reader = CheckpointReader(open_checkpoint(self.path), weights.aliases, dtype, torch.device("cpu"))
-        plan = build_plan(spec, weights, select_method_for({}), reader.lookup)
+        """Load the checkpoint by a spec, names and methods of the test's own."""
+        checkpoint = open_checkpoint(self.path)
+        reader = CheckpointReader(checkpoint, weights.aliases, dtype, torch.device("cpu"))
+        plan = build_plan(spec, weights, method_for or select_method_for({}), lookup_in(checkpoint))
         return load_plan(plan, reader, on_progress=lambda share: None, **arguments)
 
 

@@ -1,6 +1,7 @@
 """GGUF files, written as llama.cpp's converter writes them, give the logits of the checkpoint they came from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from quire_server.models.families.llama import FAMILY
+from quire_server.models.linear_method import UnquantizedMethod
+from quire_server.models.modules import linear
+from quire_server.models.modules.linear import Linear, TensorReader
+from quire_server.models.parts import LinearMethod, LinearPlan, ModulePlan, StoredLookup, TensorPlan
+from quire_server.models.sharding import ModelShare
 from quire_server.weights.checkpoint import open_checkpoint
 
 SIZES = {
@@ -93,8 +100,13 @@ def write_metadata(writer: gguf.GGUFWriter, architecture: str, config: Any) -> N
 
 
 def write_gguf(
-    path: Path, architecture: str, reference: Any, encoding: gguf.GGMLQuantizationType | None = None
+    path: Path,
+    architecture: str,
+    reference: Any,
+    encoding: gguf.GGMLQuantizationType | None = None,
+    plain: tuple[str, ...] = (),
 ) -> None:
+    """Write a model; tensors whose names contain one of `plain` are not encoded."""
     config = reference.config
     writer = gguf.GGUFWriter(path, architecture)
     write_metadata(writer, architecture, config)
@@ -113,7 +125,7 @@ def write_gguf(
         new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert new_name is not None, name
         data = convert(architecture, config, name, tensor).numpy().astype(np.float32)
-        if encoding is None or data.ndim == 1:
+        if encoding is None or data.ndim == 1 or any(part in name for part in plain):
             writer.add_tensor(new_name, data)
         else:
             writer.add_tensor(new_name, gguf.quants.quantize(data, encoding), raw_dtype=encoding)
@@ -161,3 +173,64 @@ def test_quantised_rows_are_put_back_in_order(
     tiny.path = tmp_path / "model.gguf"
     expected = tiny.reference_logits(prompt_of(20))
     torch.testing.assert_close(harness(tiny.load()).prefill(prompt_of(20)), expected, atol=1e-4, rtol=1e-4)
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksMethod:
+    """A GGUF tensor that stays Q8_0: how much it holds is what is stored."""
+
+    num_bytes: int
+
+    def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
+        shape = module.layout.stored_shape(plan.inputs.size)
+        yield TensorPlan(name=f"{module.name}.weight", shape=shape, encoding="Q8_0", fixed_bytes=self.num_bytes)
+
+
+class BlocksLinear:
+    def __init__(self, blocks: list[Tensor], in_features: int) -> None:
+        self._blocks = torch.cat(blocks)
+        self._in_features = in_features
+
+    @property
+    def size_bytes(self) -> int:
+        return self._blocks.nbytes
+
+    def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        values = gguf.quants.dequantize(self._blocks.numpy(), gguf.GGMLQuantizationType.Q8_0)
+        weight = torch.from_numpy(np.array(values)).view(-1, self._in_features)
+        return (x @ weight.t()).to(out_dtype or x.dtype)
+
+
+def load_blocks(plan: LinearPlan, share: ModelShare, reader: TensorReader) -> Linear:
+    raws = [reader.raw(f"{module.name}.weight") for module in plan.modules]
+    return BlocksLinear([raw.data.view(raw.shape[0], -1) for raw in raws], plan.inputs.size)
+
+
+def test_the_method_follows_what_is_stored(
+    build_tiny_model: Callable[..., Any],
+    harness: Callable[..., Any],
+    prompt_of: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GGUF file has a type per tensor. Rows of query and key, permuted on disk, come in order, still encoded."""
+    monkeypatch.setitem(linear.LOADERS, BlocksMethod, load_blocks)
+    looked_at: dict[str, int] = {}
+
+    def method_for(module: str, stored: StoredLookup) -> LinearMethod:
+        tensor = stored(f"{module}.weight")
+        assert tensor is not None
+        if tensor.encoding != "Q8_0":
+            return UnquantizedMethod()
+        looked_at[module] = tensor.num_bytes
+        return BlocksMethod(tensor.num_bytes)
+
+    tiny = build_tiny_model("llama", **GROUPED)
+    path = tiny.path.with_suffix(".gguf")
+    write_gguf(path, "llama", tiny.reference, gguf.GGMLQuantizationType.Q8_0, plain=("v_proj", "lm_head", "embed"))
+    tiny.path = path
+    expected = harness(tiny.load()).prefill(prompt_of(20))  # everything dequantised at load
+    config = open_checkpoint(path).config
+    model = tiny.load_as(FAMILY.build_spec(config), FAMILY.build_weights(config), method_for=method_for)
+    torch.testing.assert_close(harness(model).prefill(prompt_of(20)), expected, atol=1e-4, rtol=1e-4)
+    assert len(looked_at) == 3 * 6
+    assert looked_at["model.layers.0.mlp.up_proj"] == 96 * 64 // 32 * 34

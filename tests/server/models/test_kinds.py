@@ -10,7 +10,6 @@ from torch import Tensor
 
 from quire_kernels import paged_attention, rope_and_cache
 from quire_server.errors import UnsupportedModelError
-from quire_server.models import builder
 from quire_server.models.attention import KVCache, StepContext
 from quire_server.models.families.llama import (
     LLAMA_ATTENTION,
@@ -23,8 +22,9 @@ from quire_server.models.families.llama import (
 from quire_server.models.families.qwen3 import FAMILY as QWEN3
 from quire_server.models.kinds.mlp import MlpPlan, MlpSpec, MlpWeights
 from quire_server.models.layout import LinearWeights, Segment
-from quire_server.models.mlp import build_mlp
-from quire_server.models.part_builder import PartBuilder
+from quire_server.models.modules import builder
+from quire_server.models.modules.mlp import build_mlp
+from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.parts import LinearPlan, Part, Planner
 from quire_server.models.spec import KVShape
 

@@ -13,8 +13,8 @@ from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from quire_server.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
 from quire_server.models import memory
-from quire_server.models.attention import build_alibi_slopes
 from quire_server.models.loader import load_model, resolve_dtype
+from quire_server.models.modules.attention import build_alibi_slopes
 from quire_server.models.registry import FAMILIES, find_family
 from quire_server.weights.checkpoint import open_checkpoint
 

@@ -13,8 +13,8 @@ from quire_kernels._cpu.variants import library_path
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import EngineRequest
-from quire_server.models import rope_table
 from quire_server.models.loader import load_model
+from quire_server.models.modules import rope_table
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.runner.recorded_decoder import RecordedDecoder
 from quire_server.sampling_params import SamplingParams

@@ -79,19 +79,19 @@ class AttentionSpec:
     def plan(self, weights: AttentionWeights, planner: Planner) -> AttentionPlan:
         head_dim, is_per_head = self.head_dim, self.qk_norm_scope == "head"
         queries = Segment(name="heads", num_units=self.num_heads, unit_size=head_dim)
-        pairs = Segment(name="KV heads", num_units=self.num_kv_heads, unit_size=head_dim, can_replicate=True)
+        kv_heads = Segment(name="KV heads", num_units=self.num_kv_heads, unit_size=head_dim, can_replicate=True)
         return AttentionPlan(
             spec=self,
             query_heads=queries,
-            kv_heads=pairs,
+            kv_heads=kv_heads,
             qkv=planner.linear(
-                weights.qkv, outputs=(queries, pairs, pairs), inputs=planner.hidden(), has_bias=self.has_qkv_bias
+                weights.qkv, outputs=(queries, kv_heads, kv_heads), inputs=planner.hidden(), has_bias=self.has_qkv_bias
             ),
             output=planner.linear(
                 weights.output, outputs=(planner.hidden(),), inputs=queries, has_bias=self.has_output_bias
             ),
             query_norm=planner.norm(weights.query_norm, self.qk_norm, head_dim if is_per_head else queries.size),
-            key_norm=planner.norm(weights.key_norm, self.qk_norm, head_dim if is_per_head else pairs.size),
+            key_norm=planner.norm(weights.key_norm, self.qk_norm, head_dim if is_per_head else kv_heads.size),
             sinks=self._plan_sinks(weights, planner),
         )
 

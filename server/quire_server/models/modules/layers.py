@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from quire_server.models.attention import KVCache, StepContext
-from quire_server.models.norm import Norm
+from quire_server.models.modules.norm import Norm
 from quire_server.models.spec import NormPlacement
 
 

@@ -4,8 +4,8 @@ from torch import Tensor
 
 import quire_kernels as kernels
 from quire_server.models.kinds.mlp import MlpPlan
-from quire_server.models.linear import Linear
-from quire_server.models.part_builder import PartBuilder
+from quire_server.models.modules.linear import Linear
+from quire_server.models.modules.part_builder import PartBuilder
 
 
 class GatedMlp:

@@ -3,21 +3,21 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from quire_server.models.attention import build_attention
-from quire_server.models.embedding import Embedding, TiedEmbedding
 from quire_server.models.kinds.attention import AttentionPlan
 from quire_server.models.kinds.mlp import MlpPlan
-from quire_server.models.layers import (
+from quire_server.models.modules.attention import build_attention
+from quire_server.models.modules.embedding import Embedding, TiedEmbedding
+from quire_server.models.modules.layers import (
     PLACEMENT_TO_LAYER,
     AttentionModule,
     DecoderLayer,
     FeedForwardModule,
     LayerParts,
 )
-from quire_server.models.linear import Linear, TensorReader, UnquantizedLinear
-from quire_server.models.mlp import build_mlp
-from quire_server.models.norm import Norm
-from quire_server.models.part_builder import PartBuilder
+from quire_server.models.modules.linear import Linear, TensorReader, UnquantizedLinear
+from quire_server.models.modules.mlp import build_mlp
+from quire_server.models.modules.norm import Norm
+from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.parts import NormPlan
 from quire_server.models.plan import ModelPlan
 from quire_server.models.sharding import ModelShare, table_rows

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.embedding import Embedding, TableEmbedding, VocabularyShard
-from quire_server.models.linear import Linear, TensorReader, load_linear
-from quire_server.models.norm import LayerNorm, Norm, RmsNorm
+from quire_server.models.modules.embedding import Embedding, TableEmbedding, VocabularyShard
+from quire_server.models.modules.linear import Linear, TensorReader, load_linear
+from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
 from quire_server.models.parts import LinearPlan, NormPlan, TablePlan
 from quire_server.models.sharding import ModelShare, table_rows
 from quire_server.models.spec import RopeSpec
