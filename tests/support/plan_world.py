@@ -32,6 +32,7 @@ NOW = 1_800_000_000.0
 GIB = 1 << 30
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": 2048,
     "intermediate_size": 8192,
     "num_hidden_layers": 16,
