@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from quire_server.engine.request import EngineRequest, FinishReason
@@ -49,12 +49,13 @@ class Generation:
     """All completions of one request. Whoever holds it closes it; closing ends what still runs in the engine."""
 
     def __init__(self, request: GenerationRequest) -> None:
-        self.request = request
-        self._choices = [request.prompts[index] for index in request.choice_to_prompt]
+        choice_to_prompt = request.choice_to_prompt
+        self._prompts = request.prompts
+        self._choices = [request.prompts[index] for index in choice_to_prompt]
         self._streams: list[CompletionStream] = []  # one for each choice
         self._num_output_tokens = [0] * len(self._choices)
         self._num_cached_tokens = [0] * len(self._choices)
-        self._first_choices = [request.choice_to_prompt.index(index) for index in range(len(request.prompts))]
+        self._first_choices = [choice_to_prompt.index(index) for index in range(len(request.prompts))]
 
     @classmethod
     async def start(cls, frontend: Frontend, request: GenerationRequest) -> "Generation":
@@ -98,7 +99,7 @@ class Generation:
     def count_tokens(self) -> TokenCounts:
         """Count the tokens so far."""
         return TokenCounts(
-            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in self.request.prompts),
+            num_prompt_tokens=sum(len(prompt.token_ids) for prompt in self._prompts),
             num_cached_tokens=sum(self._num_cached_tokens[choice] for choice in self._first_choices),
             num_output_tokens=sum(self._num_output_tokens),
         )
@@ -143,13 +144,13 @@ def _check_fits(num_requests: int, frontend: Frontend) -> None:
         raise InvalidRequestError(message, param="prompt")
 
 
-def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> Iterator[EngineRequest]:
-    """Yield one engine request for each choice, in order."""
+def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> list[EngineRequest]:
+    """Build one engine request for each choice, in order; all of them, before the first is sent."""
     arrival_time = time.time()
     unique = uuid.uuid4().hex[:8]  # a client may use its id twice, the engine may not
     answers = [(prompt, answer) for prompt in request.prompts for answer in range(prompt.sampling_params.n)]
-    for index, (prompt, answer) in enumerate(answers):
-        yield EngineRequest(
+    return [
+        EngineRequest(
             request_id=f"{request.request_id}-{unique}-{index}",
             prompt_token_ids=prompt.token_ids,
             params=_params_of_answer(prompt.sampling_params, answer),
@@ -158,6 +159,8 @@ def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> It
             priority=request.priority,
             cache_salt=request.cache_salt,
         )
+        for index, (prompt, answer) in enumerate(answers)
+    ]
 
 
 def _params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:

@@ -134,6 +134,9 @@ async def test_an_answer_that_fails_ends_the_others(world, stream):
     assert b'{"error":{' in (await exchange.next_message())["body"]
     assert world.engine.aborted == [world.engine.requests[0].request_id]
     assert world.engine.num_open_requests == 0
+    metrics = (await world.http.get("/metrics")).text
+    for reason in ("abort", "error"):
+        assert f'vllm:request_success_total{{model_name="tiny",engine="0",finished_reason="{reason}"}} 1.0' in metrics
 
 
 async def test_a_bug_is_a_500_without_its_details(world, check_error):
