@@ -176,7 +176,7 @@ def _build_core_config(config: EngineConfig, plan: KVCachePlan) -> EngineCoreCon
         max_model_len=plan.max_model_len,
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
-        sliding_window=plan.spec.uniform_window,
+        sliding_window=plan.sliding_window,
         enable_prefix_caching=config.cache.enable_prefix_caching,
     )
 
