@@ -59,7 +59,7 @@ class ModelShape:
     """Elements of one token in the widest half of a layer, of which devices hold a share each: query, key and value
     twice, or all outputs of the feed-forward's first projection and what is made of them."""
     num_parameters: int
-    """Tied ones once."""
+    """As they are stored; tied ones once."""
     layer_weights: tuple[LayerWeights, ...]
     first_weights: tuple[WeightShare, ...]
     """Before the layers: embeddings."""

@@ -13,18 +13,19 @@ from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 GIB = 1 << 30
 
 
-def shape_of(vocab_size: int = 1000) -> ModelShape:
+def shape_of(**fields: object) -> ModelShape:
     return shape_of_config(
         {
             "architectures": ["LlamaForCausalLM"],
             "num_hidden_layers": 4,
             "hidden_size": 256,
-            "vocab_size": vocab_size,
+            "vocab_size": 1000,
             "max_position_embeddings": 4096,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
             "intermediate_size": 512,
             "tie_word_embeddings": True,
+            **fields,
         }
     )
 
@@ -41,15 +42,15 @@ def plan(
     cache: CacheConfig | None = None,
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 512,
-    vocab_size: int = 1000,
     is_cpu: bool = True,
+    **fields: object,
 ) -> KVCachePlan:
     config = EngineConfig(
         model=ModelConfig(model="m", path=Path("m"), served_model_names=("m",), max_model_len=max_model_len),
         cache=cache or CacheConfig(),
         scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
     )
-    return plan_kv_cache(shape_of(vocab_size), config, available_bytes=available_bytes, dtype="bfloat16", is_cpu=is_cpu)
+    return plan_kv_cache(shape_of(**fields), config, available_bytes=available_bytes, dtype="bfloat16", is_cpu=is_cpu)
 
 
 # 4 × hidden, and the MLP (3 × 512) is wider than two of query, key and value (2 × 384); three copies of logits.
@@ -60,6 +61,12 @@ def test_fixed_bytes() -> None:
     made = plan()
     assert made.spec.bytes_per_block(16) == 16 * BYTES_PER_TOKEN
     assert (made.budget.weights, made.budget.workspace) == (WEIGHTS, WORKSPACE)
+
+
+@pytest.mark.parametrize(("window", "expected"), [(64, 64), (None, None)])
+def test_blocks_go_behind_a_window_of_all_layers(window: int | None, expected: int | None) -> None:
+    assert plan(architectures=["MistralForCausalLM"], sliding_window=window).sliding_window == expected
+    assert plan(architectures=["Gemma2ForCausalLM"], sliding_window=window).sliding_window is None
 
 
 def test_a_cpu_takes_no_more_than_its_sequences_can_need() -> None:
