@@ -1,9 +1,10 @@
-"""The engine process: `python -m quire_server.engine_process`, started by the API process (`engine.launch`).
+"""The engine process: `python -m quire_server.engine_process`, started by the API process (`engine.border.launch`).
 
-Owns the process: its sockets, its imports and its end. Takes no message (`engine.loop`), decides nothing about requests
-(`engine.core`) and computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step, and one
-a second when there is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the termination
-message, sent as EngineFailed, and ends the process with status 1.
+Owns the process: its sockets, its imports and its end. Takes no message (`engine.border.loop`), decides nothing about
+requests (`engine.core`) and computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step,
+and one a second when there is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the
+termination message, sent as EngineFailed, and ends the process with status 1. A request that is itself at fault gets an
+output that says so.
 """
 
 import contextlib
@@ -22,9 +23,9 @@ import zmq
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.config import EngineConfig
-from quire_server.engine.launch import receive_launch
-from quire_server.engine.loop import EngineLoop
-from quire_server.engine.messages import EngineFailed, EngineProgress, FromEngine, encode
+from quire_server.engine.border.launch import receive_launch
+from quire_server.engine.border.loop import EngineLoop
+from quire_server.engine.border.messages import EngineFailed, EngineProgress, FromEngine, encode
 from quire_server.errors import StartupError
 from quire_server.logs import configure_logging
 
@@ -52,7 +53,7 @@ class EngineSockets:
         self._sender.send(encode(message))
 
     def receive(self, timeout_ms: int) -> list[bytes]:
-        """As `engine.loop.Wire` has it."""
+        """As `engine.border.loop.Wire` has it."""
         frames: list[bytes] = []
         if timeout_ms > 0 and not self._receiver.poll(timeout_ms):
             return frames

@@ -12,8 +12,8 @@ from typing import Any, Self
 
 from quire_contract.phases import Phase, Readiness
 from quire_server.config import ServerConfig
-from quire_server.engine.client import LOADING_RETRY_AFTER_S, EngineClient
-from quire_server.engine.output_stream import OutputStream
+from quire_server.engine.border.client import LOADING_RETRY_AFTER_S, EngineClient
+from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 from quire_server.errors import ModelLoadingError
 from quire_server.logs import request_id_context

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from quire_contract.phases import Readiness
 from quire_server.config import CacheConfig, Dtype, EngineConfig, ModelConfig, SchedulerConfig
-from quire_server.engine.messages import EngineProgress
+from quire_server.engine.border.messages import EngineProgress
+from quire_server.engine.border.validation import validate_request
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.engine.validation import validate_request
 from quire_server.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire_server.generation_defaults import read_generation_defaults
 from quire_server.model_source import parse_model_source, resolve_model

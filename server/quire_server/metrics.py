@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from quire_contract import metrics as names
 from quire_contract.metrics import Metric, MetricKind, token_buckets
 from quire_server.config import EngineConfig
-from quire_server.engine.messages import EngineReady, EngineStep
+from quire_server.engine.border.messages import EngineReady, EngineStep
 from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.output_processor import CompletionDelta

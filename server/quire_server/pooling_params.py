@@ -1,6 +1,6 @@
 """What a request asks of pooling: one vector or some scores for a whole text, instead of more text. No torch, no HTTP.
 
-No model of this server pools yet; a request that asks for it is refused by name (`engine.validation`).
+No model of this server pools yet; a request that asks for it is refused by name (`engine.border.validation`).
 """
 
 from enum import StrEnum

@@ -16,7 +16,7 @@ from types import FrameType
 from quire_contract.termination import TerminationMessage, write_termination
 from quire_server.arguments import ServeArguments
 from quire_server.config import ServerConfig
-from quire_server.engine.launch import EngineProcess
+from quire_server.engine.border.launch import EngineProcess
 from quire_server.errors import ConfigError, StartupError
 from quire_server.logs import configure_logging
 

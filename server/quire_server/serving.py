@@ -22,8 +22,8 @@ from quire_server.abandonable import run_abandonable
 from quire_server.api.app import create_app
 from quire_server.arguments import ServeArguments
 from quire_server.config import EngineConfig, ServerConfig
-from quire_server.engine.client import EngineClient
-from quire_server.engine.launch import EngineProcess
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.launch import EngineProcess
 from quire_server.errors import EngineDeadError, StartupError
 from quire_server.frontend import Frontend
 from quire_server.generation_defaults import read_generation_defaults

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 
-from quire_server.engine.client import EngineClient
+from quire_server.engine.border.client import EngineClient
 from quire_server.engine.output import SchedulerStats
 from quire_server.metrics import ServerMetrics
 

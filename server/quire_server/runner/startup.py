@@ -8,8 +8,8 @@ from quire_contract.fit import NUM_NULL_BLOCKS
 from quire_contract.phases import Phase
 from quire_kernels import backend_summary
 from quire_server.config import EngineConfig, SchedulerConfig
+from quire_server.engine.border.messages import EngineProgress, EngineReady
 from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.messages import EngineProgress, EngineReady
 from quire_server.engine.step import NewRequestData, Runner, ScheduledRequest, SchedulerOutput
 from quire_server.runner.executor import start_executor
 from quire_server.runner.memory import KVCachePlan

@@ -15,7 +15,7 @@ import torch
 from quire_contract.fit import stage_layers
 from quire_contract.phases import Phase
 from quire_server.config import EngineConfig
-from quire_server.engine.messages import EngineProgress
+from quire_server.engine.border.messages import EngineProgress
 from quire_server.engine.step import CompletedStep, SchedulerOutput
 from quire_server.host_limits import usable_cpu_count
 from quire_server.models.decoder import DecoderModel

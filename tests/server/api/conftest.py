@@ -15,8 +15,8 @@ from tiny_model import save_byte_tokenizer
 
 from quire_server.api.app import create_app
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
-from quire_server.engine.client import EngineClient
-from quire_server.engine.messages import AbortRequests, AddRequest, EngineReady, EngineStep, ToEngine
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.messages import AbortRequests, AddRequest, EngineReady, EngineStep, ToEngine
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.frontend import Frontend

@@ -4,7 +4,7 @@ import pytest
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
-from quire_server.engine.messages import EngineFailed, EngineProgress
+from quire_server.engine.border.messages import EngineFailed, EngineProgress
 from quire_server.engine.request import FinishReason
 from quire_server.errors import DrainingError
 

@@ -9,10 +9,9 @@ import msgspec
 from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
 
 from quire_server.config import SchedulerConfig
-from quire_server.engine.calls import Call, Reply, ResetPrefixCache
-from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.loop import EngineLoop
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import Call, Reply, ResetPrefixCache
+from quire_server.engine.border.loop import EngineLoop
+from quire_server.engine.border.messages import (
     AddRequest,
     EngineReady,
     EngineStep,
@@ -22,6 +21,7 @@ from quire_server.engine.messages import (
     encode,
     from_engine_decoder,
 )
+from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
 from quire_server.errors import (

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from quire_server.engine.border.validation import validate_request
 from quire_server.engine.request import EngineRequest
-from quire_server.engine.validation import validate_request
 from quire_server.errors import InvalidRequestError
 from quire_server.pooling_params import PoolingParams, PoolingTask
 from quire_server.sampling_params import SamplingParams

@@ -10,11 +10,11 @@ from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
 from loop_fakes import INFO, FakeWire, add, altered, call, make_core, run
 
 from quire_server.config import EngineConfig, ModelConfig
-from quire_server.engine import loop as loop_module
-from quire_server.engine.calls import Reply
-from quire_server.engine.client import EngineClient
-from quire_server.engine.loop import EngineLoop
-from quire_server.engine.messages import (
+from quire_server.engine.border import loop as loop_module
+from quire_server.engine.border.calls import Reply
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.loop import EngineLoop
+from quire_server.engine.border.messages import (
     AddRequest,
     EngineBusy,
     EngineStep,

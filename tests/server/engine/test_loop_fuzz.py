@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_fakes import MAX_MODEL_LEN, add, run
 
-from quire_server.engine.calls import Call, ResetPrefixCache
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import Call, ResetPrefixCache
+from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
     ToEngine,

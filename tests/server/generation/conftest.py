@@ -9,8 +9,8 @@ import pytest
 from tiny_model import save_byte_tokenizer
 
 from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
+from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
-from quire_server.engine.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 from quire_server.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from quire_server.engine.client import EngineClient
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
-from quire_server.engine.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 
 OpenClient = Callable[..., AbstractAsyncContextManager[EngineClient]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig
-from quire_server.engine.client import EngineClient
-from quire_server.engine.launch import EngineProcess
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.launch import EngineProcess
 from quire_server.engine.request import EngineRequest
 from quire_server.sampling_params import SamplingParams
 

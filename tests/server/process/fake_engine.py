@@ -11,9 +11,9 @@ import zmq
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
-from quire_server.engine.calls import Call, Reply
-from quire_server.engine.launch import receive_launch
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import Call, Reply
+from quire_server.engine.border.launch import receive_launch
+from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
     EngineBusy,

@@ -11,9 +11,9 @@ from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, unt
 
 from quire_contract.phases import Phase, Readiness
 from quire_server.config import EngineConfig
-from quire_server.engine.client import EngineClient
-from quire_server.engine.launch import EngineProcess
-from quire_server.engine.messages import EngineBusy, EngineReady, EngineStep
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.launch import EngineProcess
+from quire_server.engine.border.messages import EngineBusy, EngineReady, EngineStep
 from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import FinishReason
 from quire_server.errors import (

@@ -7,7 +7,7 @@ import signal
 import pytest
 from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, until
 
-from quire_server.engine.calls import Reply, ResetPrefixCache
+from quire_server.engine.border.calls import Reply, ResetPrefixCache
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
 from quire_server.errors import (

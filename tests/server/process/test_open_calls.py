@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from quire_server.engine.calls import Call, EngineMethod, Reply
-from quire_server.engine.open_calls import OpenCalls
+from quire_server.engine.border.calls import Call, EngineMethod, Reply
+from quire_server.engine.border.open_calls import OpenCalls
 from quire_server.errors import ConfigError, EngineDeadError, StartupError
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
-from quire_server.engine.output_stream import OutputStream
 from quire_server.engine.request import FinishReason
 from quire_server.errors import DrainingError, UnavailableError
 

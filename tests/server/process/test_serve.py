@@ -25,7 +25,7 @@ from quire_contract.termination import decode_termination
 RUNNER = """
 import sys
 import quire_server.serve
-from quire_server.engine.launch import EngineProcess
+from quire_server.engine.border.launch import EngineProcess
 command = tuple(sys.argv[2].split("|"))
 quire_server.serve.EngineProcess = lambda: EngineProcess(command)
 from quire_cli.__main__ import main

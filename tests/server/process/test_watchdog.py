@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_server.engine.watchdog import Watchdog
+from quire_server.engine.border.watchdog import Watchdog
 
 
 def ticks_to_the_verdict(watchdog: Watchdog, tick_s: float = 1.0) -> float:

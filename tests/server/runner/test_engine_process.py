@@ -22,11 +22,10 @@ from quire_contract.paths import TERMINATION_LOG_ENV
 from quire_contract.phases import Phase
 from quire_contract.termination import decode_termination
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from quire_server.engine.calls import Call, Reply, ResetPrefixCache
-from quire_server.engine.client import EngineClient
-from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.launch import EngineProcess
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import Call, Reply, ResetPrefixCache
+from quire_server.engine.border.client import EngineClient
+from quire_server.engine.border.launch import EngineProcess
+from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
     EngineFailed,
@@ -39,6 +38,7 @@ from quire_server.engine.messages import (
     encode,
     from_engine_decoder,
 )
+from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput

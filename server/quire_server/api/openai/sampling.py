@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
 from quire_server.config import SchedulingPolicy
-from quire_server.engine import validation
+from quire_server.engine.border import validation
 from quire_server.errors import ContextLengthError, InvalidRequestError
 from quire_server.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt

@@ -7,7 +7,7 @@ import msgspec
 
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
-from quire_server.engine.calls import Call, Reply
+from quire_server.engine.border.calls import Call, Reply
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from quire_server.engine.calls import Call, EngineMethod, R, Reply
+from quire_server.engine.border.calls import Call, EngineMethod, R, Reply
 from quire_server.errors import QuireError, UnavailableError, decode_error
 
 

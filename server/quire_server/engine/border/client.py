@@ -22,9 +22,9 @@ import zmq.asyncio
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage
 from quire_server.config import EngineConfig
-from quire_server.engine.calls import EngineMethod, R, Reply
-from quire_server.engine.launch import EngineProcess
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import EngineMethod, R, Reply
+from quire_server.engine.border.launch import EngineProcess
+from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
     EngineBusy,
@@ -38,12 +38,12 @@ from quire_server.engine.messages import (
     encode,
     from_engine_decoder,
 )
-from quire_server.engine.open_calls import OpenCalls
+from quire_server.engine.border.open_calls import OpenCalls
+from quire_server.engine.border.output_stream import OutputStream
+from quire_server.engine.border.queue_limit import QueueLimit
+from quire_server.engine.border.watchdog import Watchdog
 from quire_server.engine.output import RequestOutput, SchedulerStats
-from quire_server.engine.output_stream import OutputStream
-from quire_server.engine.queue_limit import QueueLimit
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.engine.watchdog import Watchdog
 from quire_server.errors import (
     DrainingError,
     EngineDeadError,

@@ -14,9 +14,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from quire_server.engine.calls import Call, EngineMethod, Reply, ResetPrefixCache
-from quire_server.engine.core import EngineCore
-from quire_server.engine.messages import (
+from quire_server.engine.border.calls import Call, EngineMethod, Reply, ResetPrefixCache
+from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
     EngineBusy,
@@ -27,9 +26,10 @@ from quire_server.engine.messages import (
     ToEngine,
     to_engine_decoder,
 )
+from quire_server.engine.border.validation import validate_request
+from quire_server.engine.core import EngineCore
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest
-from quire_server.engine.validation import validate_request
 from quire_server.errors import InternalError, InvalidRequestError, QuireError
 
 logger = logging.getLogger(__name__)
