@@ -3,8 +3,7 @@
 Owns the process: its sockets, its imports and its end. Takes no message (`engine.border.loop`), decides nothing about
 requests (`engine.core`) and computes nothing (`runner`). Life: EngineProgress… → EngineReady → one EngineStep per step,
 and one a second when there is nothing to do → exit 0 on Shutdown. A failure at any moment is logged, written as the
-termination message, sent as EngineFailed, and ends the process with status 1. A request that is itself at fault gets an
-output that says so.
+termination message, sent as EngineFailed, and ends the process with status 1.
 """
 
 import contextlib
