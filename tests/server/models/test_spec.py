@@ -1,15 +1,19 @@
 """What a spec and a plan refuse to be, and how tensors are found under other names."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from quire_server.errors import UnsupportedModelError
 from quire_server.models.families.llama import FAMILY, LLAMA_LAYER, LLAMA_WEIGHTS
 from quire_server.models.linear_method import QUANTIZATIONS, UnquantizedMethod
 from quire_server.models.parts import NormSpec, StoredLookup
 from quire_server.models.plan import build_plan
 from quire_server.models.registry import plan_model
 from quire_server.models.spec import LayerNorms
+from quire_server.weights.checkpoint import open_checkpoint
 from quire_server.weights.stored import StoredTensor
 
 NORM = NormSpec(kind="rms", eps=1e-6)
@@ -86,3 +90,14 @@ def test_what_is_stored_is_found_under_other_names(monkeypatch: pytest.MonkeyPat
     assert "model.layers.1.self_attn.q_proj.weight" in asked
     assert "layers.1.self_attn.q_proj.weight" in asked
     assert all(seen)
+
+
+def test_an_rms_norm_with_a_bias_is_refused(build_tiny_model: Callable[..., Any]) -> None:
+    """A spec can say it; no kernel has it."""
+    norm = NormSpec(kind="rms", eps=1e-6, has_weight=False, has_bias=True)
+    tiny = build_tiny_model(
+        "gpt_neox", hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    whole = plan_model(open_checkpoint(tiny.path).config)
+    with pytest.raises(UnsupportedModelError, match="final_layer_norm: an RMS norm with a bias"):
+        tiny.load_as(replace(whole.spec, final_norm=norm), whole.weights)
