@@ -27,7 +27,7 @@ from quire_server.models import memory
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.models.modules.rope_table import RopeTable, RopeTables
-from quire_server.models.sharding import WHOLE, ModelShare
+from quire_server.models.planning.sharding import WHOLE, ModelShare
 from quire_server.runner.startup import StartedEngine, start_engine
 from quire_server.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint

@@ -16,7 +16,7 @@ from quire_server.models.modules.layers import DecoderLayer, add_and_norm, join
 from quire_server.models.modules.linear import Linear
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.rope_table import RopeTables
-from quire_server.models.sharding import ModelShare
+from quire_server.models.planning.sharding import ModelShare
 from quire_server.models.spec import DecoderSpec
 
 

@@ -16,11 +16,11 @@ from quire_server.models.decoder import DecoderModel, DecoderParts
 from quire_server.models.modules.builder import Ends, ModelBuilder
 from quire_server.models.modules.layers import DecoderLayer
 from quire_server.models.modules.rope_table import RopeTables
-from quire_server.models.parts import TensorPlan
-from quire_server.models.plan import ModelPlan
+from quire_server.models.planning.parts import TensorPlan
+from quire_server.models.planning.plan import ModelPlan
+from quire_server.models.planning.sharding import WHOLE, ModelShare, check_divides, loaded_bytes
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
-from quire_server.models.sharding import WHOLE, ModelShare, check_divides, loaded_bytes
 from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
 _MAX_LOADING_THREADS = 8

@@ -5,9 +5,9 @@ from typing import Any
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, qwen2, qwen3
-from quire_server.models.linear_method import select_method_for
-from quire_server.models.parts import StoredLookup, nothing_stored
-from quire_server.models.plan import ModelPlan, build_plan
+from quire_server.models.planning.linear_method import select_method_for
+from quire_server.models.planning.parts import StoredLookup, nothing_stored
+from quire_server.models.planning.plan import ModelPlan, build_plan
 from quire_server.models.weight_map import Family, spellings
 from quire_server.weights.stored import StoredTensor
 

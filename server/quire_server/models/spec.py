@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from quire_server.models.parts import NormSpec, Part, Planner
+from quire_server.models.planning.parts import NormSpec, Part, Planner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

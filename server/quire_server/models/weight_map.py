@@ -1,14 +1,14 @@
 """Where a model's parameters come from: the checkpoint's modules, by what they are to us. Pure data.
 
-`{layer}` in a name is the layer's number. How the modules of a linear layer make it up is in `layout.py`; what names a
-kind of attention or feed-forward has is in its own module in `kinds/`.
+`{layer}` in a name is the layer's number. How the modules of a linear layer make it up is in `planning/layout.py`; what
+names a kind of attention or feed-forward has is in its own module in `kinds/`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quire_server.models.layout import LinearWeights
+from quire_server.models.planning.layout import LinearWeights
 from quire_server.models.spec import DecoderSpec
 
 Aliases = tuple[tuple[str, str], ...]

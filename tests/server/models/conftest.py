@@ -14,10 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire_server.models.attention import AttentionMetadata, KVCache
 from quire_server.models.decoder import DecoderModel
-from quire_server.models.linear_method import select_method_for
 from quire_server.models.loader import load_model, load_plan
-from quire_server.models.parts import MethodFor
-from quire_server.models.plan import build_plan
+from quire_server.models.planning.linear_method import select_method_for
+from quire_server.models.planning.parts import MethodFor
+from quire_server.models.planning.plan import build_plan
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.spec import DecoderSpec, KVShape
 from quire_server.models.weight_map import WeightMap

@@ -20,8 +20,8 @@ from quire_server.models.families.llama import (
 )
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
-from quire_server.models.layout import LinearWeights
-from quire_server.models.parts import NormSpec
+from quire_server.models.planning.layout import LinearWeights
+from quire_server.models.planning.parts import NormSpec
 from quire_server.models.rope import build_rope_spec
 from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec, NormPlacement, RopeSpec
 from quire_server.models.weight_map import LayerWeights, WeightMap

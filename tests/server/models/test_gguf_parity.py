@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from quire_server.models.families.llama import FAMILY
-from quire_server.models.linear_method import UnquantizedMethod
 from quire_server.models.modules import linear
 from quire_server.models.modules.linear import Linear, TensorReader
-from quire_server.models.parts import LinearMethod, LinearPlan, ModulePlan, StoredLookup, TensorPlan
-from quire_server.models.sharding import ModelShare
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import LinearMethod, LinearPlan, ModulePlan, StoredLookup, TensorPlan
+from quire_server.models.planning.sharding import ModelShare
 from quire_server.weights.checkpoint import open_checkpoint
 
 SIZES = {

@@ -21,11 +21,11 @@ from quire_server.models.families.llama import (
 )
 from quire_server.models.families.qwen3 import FAMILY as QWEN3
 from quire_server.models.kinds.mlp import MlpPlan, MlpSpec, MlpWeights
-from quire_server.models.layout import LinearWeights, Segment
 from quire_server.models.modules import builder
 from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.part_builder import PartBuilder
-from quire_server.models.parts import LinearPlan, Part, Planner
+from quire_server.models.planning.layout import LinearWeights, Segment
+from quire_server.models.planning.parts import LinearPlan, Part, Planner
 from quire_server.models.spec import KVShape
 
 FIELDS = {

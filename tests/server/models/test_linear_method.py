@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError, UnsupportedModelError
-from quire_server.models import linear_method
-from quire_server.models.linear_method import UnquantizedMethod
 from quire_server.models.modules import linear
 from quire_server.models.modules.linear import Linear, TensorReader
-from quire_server.models.parts import (
+from quire_server.models.planning import linear_method
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import (
     LinearMethod,
     LinearPlan,
     MethodFor,
@@ -23,8 +23,8 @@ from quire_server.models.parts import (
     TensorPlan,
     nothing_stored,
 )
+from quire_server.models.planning.sharding import ModelShare
 from quire_server.models.registry import plan_model
-from quire_server.models.sharding import ModelShare
 from quire_server.weights.checkpoint import open_checkpoint
 
 FIELDS = {

@@ -15,18 +15,18 @@ from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.attention import AttentionMetadata, KVCache, StepContext
 from quire_server.models.families.llama import build_attention as build_attention_spec
 from quire_server.models.families.llama import build_decoder
-from quire_server.models.layout import LinearWeights, Segment, module_layouts
-from quire_server.models.linear_method import UnquantizedMethod
 from quire_server.models.modules.attention import build_attention
 from quire_server.models.modules.linear import take
 from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.modules.rope_table import RopeTables
-from quire_server.models.parts import LinearPlan, Planner, nothing_stored
-from quire_server.models.plan import ModelPlan
+from quire_server.models.planning.layout import LinearWeights, Segment, module_layouts
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import LinearPlan, Planner, nothing_stored
+from quire_server.models.planning.plan import ModelPlan
+from quire_server.models.planning.sharding import WHOLE, ModelShare, loaded_bytes, shard_module
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
-from quire_server.models.sharding import WHOLE, ModelShare, loaded_bytes, shard_module
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

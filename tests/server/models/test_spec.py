@@ -8,9 +8,9 @@ import pytest
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.families.llama import FAMILY, LLAMA_LAYER, LLAMA_WEIGHTS
-from quire_server.models.linear_method import QUANTIZATIONS, UnquantizedMethod
-from quire_server.models.parts import NormSpec, StoredLookup
-from quire_server.models.plan import build_plan
+from quire_server.models.planning.linear_method import QUANTIZATIONS, UnquantizedMethod
+from quire_server.models.planning.parts import NormSpec, StoredLookup
+from quire_server.models.planning.plan import build_plan
 from quire_server.models.registry import plan_model
 from quire_server.models.spec import LayerNorms
 from quire_server.weights.checkpoint import open_checkpoint

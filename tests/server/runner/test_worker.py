@@ -8,7 +8,7 @@ import torch
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from quire_server.engine.step import Runner
 from quire_server.errors import ConfigError
-from quire_server.models.sharding import ModelShare
+from quire_server.models.planning.sharding import ModelShare
 from quire_server.runner.device import choose_device
 from quire_server.runner.executor import start_executor
 from quire_server.runner.startup import num_steps_ahead

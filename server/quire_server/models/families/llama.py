@@ -6,8 +6,8 @@ from typing import Any
 from quire_server.models.hf_config import head_dim_of, parse_activation, require
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
-from quire_server.models.layout import LinearWeights
-from quire_server.models.parts import NormSpec
+from quire_server.models.planning.layout import LinearWeights
+from quire_server.models.planning.parts import NormSpec
 from quire_server.models.rope import build_rope_spec, scaled_context_len
 from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec
 from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always

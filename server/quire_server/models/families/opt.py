@@ -7,8 +7,8 @@ from quire_server.errors import UnsupportedModelError
 from quire_server.models.hf_config import parse_activation, require
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
-from quire_server.models.layout import LinearWeights
-from quire_server.models.parts import NormSpec
+from quire_server.models.planning.layout import LinearWeights
+from quire_server.models.planning.parts import NormSpec
 from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec
 from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always
 

@@ -13,7 +13,7 @@ from quire_server.models.families.llama import (
 )
 from quire_server.models.families.qwen2 import sliding_windows
 from quire_server.models.hf_config import require
-from quire_server.models.parts import NormSpec
+from quire_server.models.planning.parts import NormSpec
 from quire_server.models.spec import DecoderSpec
 from quire_server.models.weight_map import Family, always
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_server.models.layout import LinearWeights, Segment
-from quire_server.models.parts import LinearPlan, NormPlan, NormSpec, Part, Planner, VectorPlan
+from quire_server.models.planning.layout import LinearWeights, Segment
+from quire_server.models.planning.parts import LinearPlan, NormPlan, NormSpec, Part, Planner, VectorPlan
 from quire_server.models.spec import KVShape, RopeSpec
 
 

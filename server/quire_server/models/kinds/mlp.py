@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quire_server.models.hf_config import Activation
-from quire_server.models.layout import LinearWeights, Segment
-from quire_server.models.parts import LinearPlan, Planner
+from quire_server.models.planning.layout import LinearWeights, Segment
+from quire_server.models.planning.parts import LinearPlan, Planner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

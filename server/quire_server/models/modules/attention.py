@@ -17,7 +17,7 @@ from quire_server.models.kinds.attention import AttentionPlan
 from quire_server.models.modules.linear import Linear
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.part_builder import PartBuilder
-from quire_server.models.sharding import shard_units
+from quire_server.models.planning.sharding import shard_units
 
 
 class QkNorm(Protocol):

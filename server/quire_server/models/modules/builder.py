@@ -18,9 +18,9 @@ from quire_server.models.modules.linear import Linear, TensorReader, Unquantized
 from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.part_builder import PartBuilder
-from quire_server.models.parts import NormPlan
-from quire_server.models.plan import ModelPlan
-from quire_server.models.sharding import ModelShare, table_rows
+from quire_server.models.planning.parts import NormPlan
+from quire_server.models.planning.plan import ModelPlan
+from quire_server.models.planning.sharding import ModelShare, table_rows
 
 ATTENTIONS: dict[type, Callable[[Any, PartBuilder], AttentionModule]] = {AttentionPlan: build_attention}
 FEED_FORWARDS: dict[type, Callable[[Any, PartBuilder], FeedForwardModule]] = {MlpPlan: build_mlp}

@@ -1,4 +1,4 @@
-"""Linear layers as they run, and how each method's are loaded: the torch side of `linear_method.py`.
+"""Linear layers as they run, and how each method's are loaded: the torch side of `planning/linear_method.py`.
 
 Models only ever call a `Linear`. A new quantisation brings its own class and a line in `LOADERS`.
 """
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import quire_kernels as kernels
-from quire_server.models.linear_method import UnquantizedMethod
-from quire_server.models.parts import LinearPlan, ModulePlan
-from quire_server.models.sharding import ModelShare, ModuleShard, shard_module
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import LinearPlan, ModulePlan
+from quire_server.models.planning.sharding import ModelShare, ModuleShard, shard_module
 
 
 class Linear(Protocol):

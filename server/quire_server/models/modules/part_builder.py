@@ -9,8 +9,8 @@ from quire_server.errors import UnsupportedModelError
 from quire_server.models.modules.embedding import Embedding, TableEmbedding, VocabularyShard
 from quire_server.models.modules.linear import Linear, TensorReader, load_linear
 from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
-from quire_server.models.parts import LinearPlan, NormPlan, TablePlan
-from quire_server.models.sharding import ModelShare, table_rows
+from quire_server.models.planning.parts import LinearPlan, NormPlan, TablePlan
+from quire_server.models.planning.sharding import ModelShare, table_rows
 from quire_server.models.spec import RopeSpec
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.parts import LinearMethod, LinearPlan, MethodFor, ModulePlan, StoredLookup, TensorPlan
+from quire_server.models.planning.parts import LinearMethod, LinearPlan, MethodFor, ModulePlan, StoredLookup, TensorPlan
 
 
 @dataclass(frozen=True, slots=True)

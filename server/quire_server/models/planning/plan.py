@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from quire_server.models.layout import Segment
-from quire_server.models.linear_method import UnquantizedMethod
-from quire_server.models.parts import (
+from quire_server.models.planning.layout import Segment
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import (
     LinearPlan,
     MethodFor,
     NormPlan,

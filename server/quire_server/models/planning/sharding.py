@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from quire_contract.model_shape import bytes_on_device
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.layout import Segment
-from quire_server.models.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
+from quire_server.models.planning.layout import Segment
+from quire_server.models.planning.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, Protocol
 
-from quire_server.models.layout import LinearWeights, ModuleLayout, Segment, module_layouts
+from quire_server.models.planning.layout import LinearWeights, ModuleLayout, Segment, module_layouts
 from quire_server.weights.stored import StoredTensor
 
 _FLOAT32_BYTES = 4
