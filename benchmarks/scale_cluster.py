@@ -17,7 +17,7 @@ import common
 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 
 sys.path.insert(0, str(common.ROOT / "e2e"))
 from cluster.control_plane import ControlPlane

@@ -1,6 +1,6 @@
 """What a model's memory depends on, as numbers: what crosses from the download Job to the operator.
 
-The server's families, specs and plans make them (`models/planning/footprint.py`); here is no family and no name of a
+The server's families, specs and plans make them (`models/footprint.py`); here is no family and no name of a
 tensor. Sizes are of the whole model. What depends on flags (dtype, devices) is left open: elements are counted apart
 from bytes, and what devices divide apart from what each of them holds.
 """

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire_contract.model_shape import ModelShape
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,

@@ -10,7 +10,7 @@ import pytest
 from quire_contract.kv_cache import KVCacheGroup
 from quire_contract.model_facts import MAX_FACTS_BYTES, ModelFacts, decode_facts, encode_facts
 from quire_contract.model_shape import LayerWeights, ModelShape, WeightShare
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 
 LLAMA_405B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

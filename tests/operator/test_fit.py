@@ -11,7 +11,7 @@ from quire_contract.model_facts import ModelFacts, decode_facts
 from quire_operator.fit import Fit, judge_fit, read_engine_settings, target_pending_per_replica
 from quire_operator.resources.render_input import Hardware
 from quire_operator.spec import LLMDeployment, SpecError
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 
 
 def deployment(engine: dict[str, Any] | None = None, **spec: Any) -> LLMDeployment:

@@ -4,7 +4,7 @@ import torch
 
 from quire_contract.kv_cache import KVCacheSpec, KVFormat
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
-from quire_server.models.spec import DecoderSpec
+from quire_server.models.planning.spec import DecoderSpec
 from quire_server.runner.kv_cache import KVCacheStorage
 
 

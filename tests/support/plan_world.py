@@ -26,7 +26,7 @@ from quire_operator.observed import Observed
 from quire_operator.plan import plan
 from quire_operator.settings import Settings, parse_settings
 from quire_operator.times import format_time
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 
 NOW = 1_800_000_000.0
 GIB = 1 << 30

@@ -17,7 +17,7 @@ from quire_server.models.modules.linear import Linear
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.rope_table import RopeTables
 from quire_server.models.planning.sharding import ModelShare
-from quire_server.models.spec import DecoderSpec
+from quire_server.models.planning.spec import DecoderSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, q
 from quire_server.models.planning.linear_method import select_method_for
 from quire_server.models.planning.parts import StoredLookup, nothing_stored
 from quire_server.models.planning.plan import ModelPlan, build_plan
-from quire_server.models.weight_map import Family, spellings
+from quire_server.models.planning.weight_map import Family, spellings
 from quire_server.weights.stored import StoredTensor
 
 FAMILIES: dict[str, Family] = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.hf_config import require
-from quire_server.models.spec import RopeSpec
+from quire_server.models.planning.spec import RopeSpec
 
 Frequencies = tuple[float, ...]
 

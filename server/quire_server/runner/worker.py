@@ -19,9 +19,9 @@ from quire_server.engine.border.messages import EngineProgress
 from quire_server.engine.step import CompletedStep, SchedulerOutput
 from quire_server.host_limits import usable_cpu_count
 from quire_server.models.decoder import DecoderModel
+from quire_server.models.footprint import shape_of_checkpoint
 from quire_server.models.loader import load_model, resolve_dtype
 from quire_server.models.memory import free_bytes
-from quire_server.models.planning.footprint import shape_of_checkpoint
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.runner.device import choose_device
 from quire_server.runner.kv_cache import KVCacheStorage

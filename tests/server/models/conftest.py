@@ -18,9 +18,9 @@ from quire_server.models.loader import load_model, load_plan
 from quire_server.models.planning.linear_method import select_method_for
 from quire_server.models.planning.parts import MethodFor
 from quire_server.models.planning.plan import build_plan
+from quire_server.models.planning.spec import DecoderSpec, KVShape
+from quire_server.models.planning.weight_map import WeightMap
 from quire_server.models.reader import CheckpointReader
-from quire_server.models.spec import DecoderSpec, KVShape
-from quire_server.models.weight_map import WeightMap
 from quire_server.weights.checkpoint import lookup_in, open_checkpoint
 
 VOCAB_SIZE = 97

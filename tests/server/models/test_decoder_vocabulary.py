@@ -22,9 +22,16 @@ from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
 from quire_server.models.planning.parts import NormSpec
+from quire_server.models.planning.spec import (
+    DecoderSpec,
+    LayerNorms,
+    LayerSpec,
+    LearnedPositionsSpec,
+    NormPlacement,
+    RopeSpec,
+)
+from quire_server.models.planning.weight_map import LayerWeights, WeightMap
 from quire_server.models.rope import build_rope_spec
-from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec, NormPlacement, RopeSpec
-from quire_server.models.weight_map import LayerWeights, WeightMap
 
 Config = dict[str, Any]
 HIDDEN, HEADS, HEAD_DIM, INNER, VOCAB, POSITIONS = 64, 4, 16, 96, 97, 256

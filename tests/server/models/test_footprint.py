@@ -9,9 +9,9 @@ import pytest
 from quire_contract.fit import FitRequest, device_memory
 from quire_contract.kv_cache import KVCacheGroup
 from quire_server.models.families import llama
+from quire_server.models.footprint import build_model_shape, shape_of_config
 from quire_server.models.kinds.attention import AttentionSpec
 from quire_server.models.kinds.mlp import MlpSpec
-from quire_server.models.planning.footprint import build_model_shape, shape_of_config
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.planning.linear_method import UnquantizedMethod
 from quire_server.models.planning.parts import (
@@ -23,7 +23,7 @@ from quire_server.models.planning.parts import (
     TensorPlan,
 )
 from quire_server.models.planning.plan import build_plan
-from quire_server.models.spec import DecoderSpec, KVShape, LayerSpec
+from quire_server.models.planning.spec import DecoderSpec, KVShape, LayerSpec
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -26,7 +26,7 @@ from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.planning.layout import LinearWeights, Segment
 from quire_server.models.planning.parts import LinearPlan, Part, Planner
-from quire_server.models.spec import KVShape
+from quire_server.models.planning.spec import KVShape
 
 FIELDS = {
     "hidden_size": 64,

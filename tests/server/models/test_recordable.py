@@ -14,8 +14,8 @@ from quire_kernels.recording import Workspace, record
 from quire_server.models.attention import AttentionMetadata
 from quire_server.models.families.llama import LLAMA_WEIGHTS
 from quire_server.models.kinds.attention import AttentionSpec
+from quire_server.models.planning.spec import LayerNorms, LayerSpec
 from quire_server.models.registry import plan_model
-from quire_server.models.spec import LayerNorms, LayerSpec
 from quire_server.weights.checkpoint import open_checkpoint
 
 BACKENDS = [isa for isa in native.supported_isas() if library_path(isa).exists()]

@@ -7,7 +7,7 @@ import pytest
 from quire_contract.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
-from quire_server.models.planning.footprint import shape_of_config
+from quire_server.models.footprint import shape_of_config
 from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 
 GIB = 1 << 30

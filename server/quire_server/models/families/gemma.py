@@ -10,8 +10,8 @@ from typing import Any
 from quire_server.models.families.llama import LLAMA_LAYER, LLAMA_WEIGHTS, build_attention, build_decoder
 from quire_server.models.hf_config import require
 from quire_server.models.kinds.attention import AttentionSpec
-from quire_server.models.spec import DecoderSpec, LayerNorms
-from quire_server.models.weight_map import Family, always
+from quire_server.models.planning.spec import DecoderSpec, LayerNorms
+from quire_server.models.planning.weight_map import Family, always
 
 _DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True, "num_key_value_heads": 16}
 

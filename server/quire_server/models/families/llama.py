@@ -8,9 +8,9 @@ from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
 from quire_server.models.planning.parts import NormSpec
+from quire_server.models.planning.spec import DecoderSpec, LayerNorms, LayerSpec
+from quire_server.models.planning.weight_map import Family, LayerWeights, WeightMap, always
 from quire_server.models.rope import build_rope_spec, scaled_context_len
-from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec
-from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always
 
 _LAYER = "model.layers.{layer}"
 LLAMA_ATTENTION = AttentionWeights(

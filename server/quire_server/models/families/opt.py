@@ -9,8 +9,8 @@ from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
 from quire_server.models.planning.parts import NormSpec
-from quire_server.models.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec
-from quire_server.models.weight_map import Family, LayerWeights, WeightMap, always
+from quire_server.models.planning.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec
+from quire_server.models.planning.weight_map import Family, LayerWeights, WeightMap, always
 
 _POSITION_OFFSET = 2
 _LAYER = "model.decoder.layers.{layer}"

@@ -6,8 +6,8 @@ from typing import Any
 
 from quire_server.models.families.llama import LLAMA_WEIGHTS, build_attention, build_decoder
 from quire_server.models.hf_config import require
-from quire_server.models.spec import DecoderSpec
-from quire_server.models.weight_map import Family, always
+from quire_server.models.planning.spec import DecoderSpec
+from quire_server.models.planning.weight_map import Family, always
 
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:

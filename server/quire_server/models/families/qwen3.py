@@ -14,8 +14,8 @@ from quire_server.models.families.llama import (
 from quire_server.models.families.qwen2 import sliding_windows
 from quire_server.models.hf_config import require
 from quire_server.models.planning.parts import NormSpec
-from quire_server.models.spec import DecoderSpec
-from quire_server.models.weight_map import Family, always
+from quire_server.models.planning.spec import DecoderSpec
+from quire_server.models.planning.weight_map import Family, always
 
 _DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from quire_server.models.planning.layout import LinearWeights, Segment
 from quire_server.models.planning.parts import LinearPlan, NormPlan, NormSpec, Part, Planner, VectorPlan
-from quire_server.models.spec import KVShape, RopeSpec
+from quire_server.models.planning.spec import KVShape, RopeSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quire_server.models.attention import KVCache, StepContext
 from quire_server.models.modules.norm import Norm
-from quire_server.models.spec import NormPlacement
+from quire_server.models.planning.spec import NormPlacement
 
 
 class AttentionModule(Protocol):

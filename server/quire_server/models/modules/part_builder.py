@@ -11,7 +11,7 @@ from quire_server.models.modules.linear import Linear, TensorReader, load_linear
 from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
 from quire_server.models.planning.parts import LinearPlan, NormPlan, TablePlan
 from quire_server.models.planning.sharding import ModelShare, table_rows
-from quire_server.models.spec import RopeSpec
+from quire_server.models.planning.spec import RopeSpec
 
 
 class PartBuilder:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quire_server.models.spec import RopeSpec
+from quire_server.models.planning.spec import RopeSpec
 
 _FIRST_ROWS = 2048
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from quire_contract.kv_cache import KVCacheGroup
-from quire_server.models.spec import DecoderSpec, KVShape
+from quire_server.models.planning.spec import DecoderSpec, KVShape
 
 
 def build_kv_cache_groups(spec: DecoderSpec) -> tuple[KVCacheGroup, ...]:

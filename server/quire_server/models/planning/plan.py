@@ -21,8 +21,8 @@ from quire_server.models.planning.parts import (
     TensorPlan,
     nothing_stored,
 )
-from quire_server.models.spec import DecoderSpec, KindPlan, LayerSpec, NormPlacement
-from quire_server.models.weight_map import LayerWeights, WeightMap
+from quire_server.models.planning.spec import DecoderSpec, KindPlan, LayerSpec, NormPlacement
+from quire_server.models.planning.weight_map import LayerWeights, WeightMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire_server.models.planning.layout import LinearWeights
-from quire_server.models.spec import DecoderSpec
+from quire_server.models.planning.spec import DecoderSpec
 
 Aliases = tuple[tuple[str, str], ...]
 """(prefix, other prefix): a tensor that is not found is looked for under the other."""
