@@ -3,8 +3,9 @@
 Owns the scheduler, the steps in flight, and the outputs that no step makes (a refusal, an abort). Does not know
 processes, sockets or time. With `max_steps_ahead` n, a step is scheduled before the results of the n steps before it
 are there, so that a device has its next work while the host looks at the last.
+
 What `step` returns is all that clients hear: every request that was added gets exactly one output with a finish reason,
-unless the runner raises. That is fatal: the caller fails all of `unfinished_request_ids` and ends the engine.
+unless the runner raises. That is fatal: whoever runs the steps ends the engine, and with it every request.
 """
 
 from collections import deque
@@ -65,11 +66,6 @@ class EngineCore:
     def is_stalled(self) -> bool:
         """Whether the last `step` found nothing that can be done until something outside has happened (`unblock`)."""
         return self._is_stalled
-
-    @property
-    def unfinished_request_ids(self) -> list[str]:
-        """Requests whose end has not been returned by `step`. Right even after the runner has raised."""
-        return self._scheduler.request_ids + [output.request_id for output in self._pending_outputs]
 
     def add_request(self, request: EngineRequest, blockers: Collection[str] = ()) -> None:
         """Take a request; one that can never run ends at the next step, with an error that says why.

@@ -6,7 +6,7 @@ it never decides who gives way when blocks are short, it only says that they are
 
 Invariants (checked by `check_integrity`):
 * A block's `ref_count` is the number of tables that contain it plus its pins.
-* A table has ceil(tokens / block_size) entries and only ever grows, so that the runner is told appended ids alone.
+* A table has at least ceil(computed tokens / block_size) entries and only ever grows: the runner is told what is appended.
   Entries that the sliding window has passed become the null block here; the runner keeps the ids and never reads them.
 * A block is written by one table. Tables share a block when it is full with the same tokens; or when it is the partial
   last block of a fork, which the child only borrows: it has never been written to, and its first write copies it
@@ -122,11 +122,14 @@ class KVCacheManager:
         num_needed = max(0, self._max_held_blocks(request.num_tokens) - num_held) + self._num_revived(prefix)
         return num_needed + num_reserved_blocks <= self._pool.num_free
 
-    def fits_beside(self, request: Request, others: Iterable[Request], num_reserved_blocks: int) -> bool:
+    def fits_beside(
+        self, request: Request, prefix: CachedPrefix, others: Iterable[Request], num_reserved_blocks: int
+    ) -> bool:
         """Say whether all of a waiting request's tokens would fit if nobody but `others` held blocks."""
-        num_held = sum(len(self._tables[other.request_id].live_blocks) for other in others)
-        num_unavailable = num_held + num_reserved_blocks + self._pool.num_pins
-        return self._max_held_blocks(request.num_tokens) + num_unavailable <= self._pool.num_total
+        held = {block.block_id for other in others for block in self._tables[other.request_id].live_blocks}
+        num_shared = sum(block.block_id in held for block in prefix._blocks[prefix._num_null_blocks :])
+        num_unavailable = len(held) + num_reserved_blocks + self._pool.num_pins
+        return self._max_held_blocks(request.num_tokens) - num_shared + num_unavailable <= self._pool.num_total
 
     # Allocation
 

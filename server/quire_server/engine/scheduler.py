@@ -5,8 +5,8 @@ room and does not know how blocks are kept; does not know the runner, nor what t
 
 There are no phases. `num_computed_tokens` of each request chases its tokens; a step hands out one token budget, to
 running requests first and then to waiting ones. A prompt, a chunk of one, a decode and a recomputation are the same.
-Under the priority policy the budget goes by priority alone: a waiting request goes before the running ones that it
-outranks, and takes seats and blocks from them where it must.
+Under the priority policy the budget goes by rank, and a waiting request goes before the running ones that have a worse
+priority: it takes seats and blocks from them where it must.
 
 Steps may be scheduled before the results of earlier ones are there: each carries all that `update_from_output` needs,
 and results come in the order of the steps.
@@ -33,7 +33,14 @@ from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.progress import build_output, record_progress
 from quire_server.engine.request import EngineRequest, FinishReason, Request, RequestStatus
 from quire_server.engine.request_queue import RequestQueue, rank_by
-from quire_server.engine.shares import Share, ShareRules, share_of_running, share_of_waiting, without_drafts
+from quire_server.engine.shares import (
+    Share,
+    ShareRules,
+    is_complete_in_flight,
+    share_of_running,
+    share_of_waiting,
+    without_drafts,
+)
 from quire_server.engine.step import RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.engine.step_builder import StepBuilder
 from quire_server.errors import InvalidRequestError
@@ -52,7 +59,8 @@ class Scheduler:
         self._rules = ShareRules.from_config(config, max_model_len)
         self._is_by_priority = config.policy == "priority"
         self._requests: dict[str, Request] = {}
-        self._waiting = RequestQueue(rank_by(config.policy))
+        self._rank = rank_by(config.policy)
+        self._waiting = RequestQueue(self._rank)
         self._running: list[Request] = []
         self._blocked: dict[str, Request] = {}
         self._removed_request_ids: list[str] = []
@@ -136,12 +144,11 @@ class Scheduler:
         step = StepBuilder(self._config.max_num_batched_tokens)
         contenders = deque(self._running)
         if self._is_by_priority:
-            contenders = deque(sorted(contenders, key=lambda request: request.priority))
+            contenders = deque(sorted(contenders, key=self._rank))
             self._schedule_by_priority(step, contenders, now)
         while contenders and step.token_budget > 0:
             self._continue(step, contenders.popleft(), contenders)
-        if not step.has_preempted:
-            self._admit_waiting(step, now)
+        self._admit_waiting(step, now)
         removed_request_ids, self._removed_request_ids = self._removed_request_ids, []
         scheduler_output = step.build(removed_request_ids, self._kv_cache.take_block_copies())
         self._step_num_tokens = scheduler_output.total_num_scheduled_tokens
@@ -235,18 +242,33 @@ class Scheduler:
 
     def _admit_before(self, step: StepBuilder, request: Request, contenders: deque[Request], now: float) -> bool:
         """Admit a waiting request that outranks all contenders; for its room, preempt the worst of them."""
-        behind = {contender.request_id for contender in contenders}
+        behind = {each.request_id for each in contenders if not is_complete_in_flight(self._rules, each)}
         ahead = [each for each in self._running if each.request_id not in behind]
         num_reserved_blocks = self._num_reserved_blocks(ahead)
-        num_watermark_blocks = self._num_watermark_blocks if ahead else 0
-        has_room = self._kv_cache.fits_beside(request, ahead, num_reserved_blocks + num_watermark_blocks)
-        if not has_room or self._first_share(step, request)[1].num_tokens == 0:
-            return False
+        is_worth_it = False
         while not (self._has_seat(step) and self._admit(step, request, num_reserved_blocks, now)):
-            if not contenders:
+            is_worth_it = is_worth_it or self._fits_beside(step, request, ahead, num_reserved_blocks)
+            victim = self._take_victim(contenders) if is_worth_it else None
+            if victim is None:
                 return False
-            self._preempt(step, contenders.pop())
+            self._preempt(victim)
         return True
+
+    def _fits_beside(self, step: StepBuilder, request: Request, ahead: list[Request], num_reserved_blocks: int) -> bool:
+        """Say whether a waiting request would be admitted if only those ahead of it were running."""
+        prefix, share = self._first_share(step, request)
+        num_watermark_blocks = self._num_watermark_blocks if ahead else 0
+        num_reserved_blocks += num_watermark_blocks
+        return share.num_tokens > 0 and self._kv_cache.fits_beside(request, prefix, ahead, num_reserved_blocks)
+
+    def _take_victim(self, contenders: deque[Request]) -> Request | None:
+        """Take out the worst of the contenders; one that ends with the steps in flight keeps what it has."""
+        for index in range(len(contenders) - 1, -1, -1):
+            victim = contenders[index]
+            if not is_complete_in_flight(self._rules, victim):
+                del contenders[index]
+                return victim
+        return None
 
     def _has_seat(self, step: StepBuilder) -> bool:
         return step.token_budget > 0 and len(self._running) < self._config.max_num_seqs
@@ -307,8 +329,8 @@ class Scheduler:
             if share.draft_token_ids:
                 share = without_drafts(share)
                 continue
-            victim = behind.pop() if behind else request
-            self._preempt(step, victim)
+            victim = self._take_victim(behind) or request
+            self._preempt(victim)
             if victim is request:
                 return
         self._give(step, request, share, new_block_ids)
@@ -332,12 +354,11 @@ class Scheduler:
         request.draft_token_ids = ()
         self._kv_cache.cache_full_blocks(request)
 
-    def _preempt(self, step: StepBuilder, victim: Request) -> None:
+    def _preempt(self, victim: Request) -> None:
         """Take a request's blocks; it will be computed again. To the runner it ends here, and starts anew later.
 
         What steps in flight still make for it is dropped: it is made again, and the same.
         """
-        step.has_preempted = True
         self._kv_cache.free(victim)
         victim.epoch = next(self._epochs)
         victim.num_computed_tokens = victim.num_pending_tokens = 0

@@ -47,7 +47,7 @@ class ShareRules:
 
 def share_of_running(rules: ShareRules, request: Request, token_budget: int) -> Share:
     """Return the next share of a running request; nothing where it has to wait for what is in flight."""
-    if request.has_drafts_in_flight or _is_complete_in_flight(rules, request):
+    if request.has_drafts_in_flight or is_complete_in_flight(rules, request):
         return NOTHING
     num_left = request.num_tokens + request.num_pending_tokens - request.num_computed_tokens
     return _share(rules, request, num_left, token_budget)
@@ -70,6 +70,11 @@ def without_drafts(share: Share) -> Share:
     return Share(share.num_tokens - len(share.draft_token_ids), (), min(share.num_samples, 1))
 
 
+def is_complete_in_flight(rules: ShareRules, request: Request) -> bool:
+    """Say whether the steps in flight end the request, whatever tokens they bring."""
+    return 0 < request.num_pending_tokens >= _num_outputs_wanted(rules, request)
+
+
 def _share(rules: ShareRules, request: Request, num_left: int, token_budget: int) -> Share:
     limit = min(rules.max_chunk, token_budget)
     if num_left > limit:
@@ -86,8 +91,3 @@ def _num_outputs_wanted(rules: ShareRules, request: Request) -> int:
 
 def _num_useful_drafts(rules: ShareRules, request: Request) -> int:
     return max(_num_outputs_wanted(rules, request) - request.num_pending_tokens - 1, 0)
-
-
-def _is_complete_in_flight(rules: ShareRules, request: Request) -> bool:
-    """Say whether the steps in flight end the request, whatever tokens they bring."""
-    return 0 < request.num_pending_tokens >= _num_outputs_wanted(rules, request)

@@ -12,7 +12,6 @@ class StepBuilder:
     def __init__(self, token_budget: int) -> None:
         self.token_budget = token_budget
         """Tokens that are left to give."""
-        self.has_preempted = False
         self._scheduled: list[ScheduledRequest] = []
         self._new_requests: list[NewRequestData] = []
 

@@ -92,8 +92,9 @@ class BatchState:
         self.num_tokens[rows] = positions + 1
 
     def build(self, scheduled: Sequence[ScheduledRequest]) -> InputBatch:
-        """Gather one step's input, after taking over the blocks that it brings."""
+        """Gather one step's input, after taking over the blocks that it brings. Drafts are not run yet."""
         num_seqs = len(scheduled)
+        assert not any(share.draft_token_ids for share in scheduled)
         request_ids = [share.request_id for share in scheduled]
         to_row = self._request_id_to_row
         rows = np.fromiter((to_row[each] for each in request_ids), np.int64, num_seqs)

@@ -89,7 +89,8 @@ class ModelRunner:
         path = next(path for path in self._paths if path.takes(batch))
         output = path.run(batch)
         prompt_logprobs: dict[str, Sequence[TokenLogprobs]] = {}
-        if batch.wants_hidden and output.hidden is not None:
+        if batch.wants_hidden:
+            assert output.hidden is not None, "a path that takes such a batch keeps them"
             prompt_logprobs = self._build_prompt_logprobs(batch, output.hidden)
         if output.logits is None:
             return RunnerOutput(prompt_logprobs=prompt_logprobs)

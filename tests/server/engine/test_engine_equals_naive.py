@@ -36,7 +36,7 @@ def run(core: EngineCore, traffic: Traffic, max_steps: int) -> dict[str, Answer]
         core.check_integrity()
         if step >= last_event and not core.has_unfinished:
             return answers
-    raise AssertionError(f"not done {max_steps} steps after the last event: {core.unfinished_request_ids}")
+    raise AssertionError(f"not done {max_steps} steps after the last event: {core._scheduler.request_ids}")
 
 
 def num_blocks_needed(request: EngineRequest, block_size: int) -> int:

@@ -218,6 +218,31 @@ class TestAdmission:
         assert manager.num_missing_blocks(request) == 2
 
 
+class TestRoomBesideOthers:
+    def test_what_somebody_outside_still_uses_is_no_room(self) -> None:
+        manager = make_manager(num_blocks=7, block_size=4)
+        gone, waiting = make_request("gone", range(8)), make_request("waiting", range(100, 120))
+        compute(manager, gone)
+        assert manager.fits_beside(waiting, NO_PREFIX, [], 0)
+        deferred = manager.defer_free(gone)
+        assert not manager.fits_beside(waiting, NO_PREFIX, [], 0)
+        manager.finish_free(deferred)
+        assert manager.fits_beside(waiting, NO_PREFIX, [], 1)
+        assert not manager.fits_beside(waiting, NO_PREFIX, [], 2)
+
+    def test_shared_blocks_count_once_and_those_that_are_hit_not_at_all(self) -> None:
+        manager = make_manager(num_blocks=7, block_size=4)
+        requests = [make_request(name, [*range(8), 100 + index]) for index, name in enumerate("abc")]
+        for request in requests:
+            compute(manager, request)
+        waiting = make_request("waiting", [*range(8), 200])
+        prefix = manager.find_cached_prefix(waiting)
+        assert prefix.num_tokens == 8
+        assert manager.fits_beside(waiting, prefix, requests, 0)
+        assert not manager.fits_beside(waiting, prefix, requests, 1)
+        assert not manager.fits_beside(waiting, NO_PREFIX, requests, 0)
+
+
 class TestSlidingWindow:
     def test_blocks_that_no_token_sees_any_more_are_freed(self) -> None:
         manager = make_manager(num_blocks=11, block_size=2, sliding_window=3)

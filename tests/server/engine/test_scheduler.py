@@ -193,10 +193,20 @@ class TestPreemption:
         driver.scheduler.abort_requests(["a"])
         assert driver.step()[0].new_requests[0].request_id == "b"
 
-    def test_nobody_is_admitted_in_a_step_that_preempted(self) -> None:
+    def test_who_gives_way_waits_for_another_step(self) -> None:
         driver = make_full()
         driver.add("c", 1)
         assert driver.scheduled(1) == [{"a": 1}]
+
+    def test_of_equals_the_one_that_arrived_last_gives_way_whoever_was_admitted_first(self) -> None:
+        driver = Driver(make_scheduler(num_blocks=5, block_size=4, policy="priority"))
+        driver.add("late", 7, arrival_time=2.0, max_tokens=9)
+        driver.step()
+        driver.add("early", 7, arrival_time=1.0, max_tokens=9)
+        driver.step()
+        scheduler_output, _ = driver.step()
+        assert scheduler_output.removed_request_ids == ["late"]
+        assert scheduler_output.num_scheduled_tokens == {"early": 1}
 
     def test_a_request_preempted_before_its_first_token_tells_of_its_first_start(self) -> None:
         driver = Driver(make_scheduler(num_blocks=9, block_size=4, policy="priority", long_prefill_token_threshold=8))
@@ -337,6 +347,61 @@ class TestPriority:
         driver.add("middle", 20, priority=1, max_tokens=4)
         assert driver.scheduled(1) == [{"best": 1, "worst": 1}]
         assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_blocks_that_the_better_ones_share_count_once(self) -> None:
+        """A system prompt that eight requests share, and the newcomer too, is there once."""
+        driver = Driver(make_scheduler(num_blocks=36, block_size=4, max_num_seqs=16, policy="priority"))
+        system = list(range(40))
+        for index in range(8):
+            driver.add(f"best {index}", [*system, 100 + index], priority=0, max_tokens=4)
+            driver.step()
+        driver.add("worst", 40, priority=2, max_tokens=8)
+        driver.step()
+        driver.add("middle", [*system, 200, 201], priority=1, max_tokens=2)
+        driver.step()
+        assert "middle" in {request.request_id for request in driver.scheduler._running}
+
+    def test_nobody_gives_way_in_vain_to_the_share_that_is_kept_free(self) -> None:
+        """In a cache of 300 blocks three stay free for those that run."""
+        driver = Driver(make_scheduler(num_blocks=301, block_size=4, max_num_batched_tokens=2000, policy="priority"))
+        driver.add("best", 400, priority=0, max_tokens=8)
+        driver.add("worst", 40, priority=2, max_tokens=2)
+        driver.step()
+        driver.add("middle", 4 * 198, priority=1, max_tokens=4)
+        assert driver.scheduled(1) == [{"best": 1, "worst": 1}]
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_nobody_gives_way_in_vain_to_what_a_better_one_still_needs(self) -> None:
+        """The best has 8 of its 40 tokens; the middle one would fit beside these, but not beside all."""
+        limits = {"max_num_batched_tokens": 32, "long_prefill_token_threshold": 8}
+        driver = Driver(make_scheduler(num_blocks=15, block_size=4, policy="priority", **limits))
+        driver.add("best", 40, priority=0, max_tokens=4)
+        driver.add("worst", 8, priority=2, max_tokens=4)
+        driver.step()
+        driver.add("middle", 20, priority=1, max_tokens=4)
+        for _ in range(3):
+            driver.step()
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_who_ends_with_the_steps_in_flight_is_not_preempted(self) -> None:
+        driver = Driver(make_scheduler(max_num_seqs=1, policy="priority"))
+        driver.add("worst", 40, priority=1, max_tokens=1)
+        last = driver.schedule()
+        driver.add("best", 5, priority=0)
+        assert driver.schedule().is_empty
+        assert driver.update(last, {"worst": [3]})["worst"].new_token_ids == [3]
+        assert driver.scheduled(1) == [{"best": 5}]
+        assert driver.scheduler.stats().num_preemptions == 0
+
+    def test_nobody_gives_way_in_vain_while_another_ends(self) -> None:
+        driver = Driver(make_scheduler(num_blocks=9, block_size=4, policy="priority"))
+        driver.add("ending", 16, priority=1, max_tokens=1)
+        driver.add("worst", 7, priority=2, max_tokens=9)
+        last = driver.schedule()
+        driver.add("best", 20, priority=0, max_tokens=1)
+        assert driver.schedule().num_scheduled_tokens == {"worst": 1}
+        driver.update(last)
+        assert driver.schedule().num_scheduled_tokens["best"] == 20
 
     def test_nobody_gives_way_for_a_prompt_that_needs_a_step_with_more_budget(self) -> None:
         driver = Driver(make_scheduler(max_num_batched_tokens=8, policy="priority", enable_chunked_prefill=False))

@@ -29,7 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         enable_chunked_prefill=st.booleans(),
         threshold=st.sampled_from([0, 0, 3]),
         policy=st.sampled_from(["fcfs", "priority"]),
-        max_in_flight=st.sampled_from([1, 2, 3]),
+        max_in_flight=st.sampled_from([1, 2, 3, 4]),
         num_drafts=st.sampled_from([0, 0, 1, 3]),
     )
     def start(

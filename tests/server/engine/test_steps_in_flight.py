@@ -117,7 +117,36 @@ def test_a_block_gets_its_name_when_its_last_token_is_known() -> None:
     assert driver.schedule().scheduled[-1].first_position == 4
 
 
+def test_the_last_block_of_a_request_that_ends_gets_its_name_too() -> None:
+    driver = Driver(make_scheduler(block_size=4))
+    driver.add("a", [1, 2, 3], max_tokens=3)
+    steps = [driver.schedule() for _ in range(3)]
+    assert driver.schedule().is_empty
+    for step in steps:
+        driver.update(step, {"a": [9]})
+    driver.add("b", [1, 2, 3, 9, 5], max_tokens=1)
+    assert driver.schedule().scheduled[-1].first_position == 4
+
+
+def test_a_block_may_leave_the_window_before_its_last_token_is_known() -> None:
+    driver = Driver(make_scheduler(block_size=1, sliding_window=1))
+    driver.add("a", [1, 2, 3], max_tokens=9)
+    steps = [driver.schedule() for _ in range(4)]
+    outputs = [driver.update(step, {"a": [5]})["a"] for step in steps]
+    assert [output.new_token_ids for output in outputs] == [[5]] * 4
+
+
 class TestDrafts:
+    def test_guesses_at_what_is_being_sampled_already_are_dropped(self) -> None:
+        driver = Driver(make_scheduler())
+        driver.add("a", 3)
+        first, second = driver.schedule(), driver.schedule()
+        driver.update(first, {"a": [5]}, draft_token_ids={"a": [6, 7]})
+        third = driver.schedule()
+        assert [(share.num_tokens, share.draft_token_ids) for share in third.scheduled] == [(1, ())]
+        for step, token_id in ((second, 8), (third, 9)):
+            assert driver.update(step, {"a": [token_id]})["a"].new_token_ids == [token_id]
+
     def test_right_ones_are_taken_and_wrong_ones_computed_again(self) -> None:
         driver = Driver(make_scheduler(block_size=4))
         driver.add("a", 3)
@@ -238,6 +267,10 @@ def test_a_core_with_nothing_but_blocked_requests_says_so() -> None:
     assert core.is_stalled
     assert core.has_unfinished
     assert runner.log == []
+    core.abort_requests(["never seen"])
+    assert not core.is_stalled, "something has happened"
+    assert core.step(0.0) == []
+    assert core.is_stalled
     core.unblock("a", "grammar")
     assert not core.is_stalled
     outputs = [output for _ in range(3) for output in core.step(0.0)]
