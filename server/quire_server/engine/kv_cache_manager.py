@@ -6,7 +6,7 @@ it never decides who gives way when blocks are short, it only says that they are
 
 Invariants (checked by `check_integrity`):
 * A block's `ref_count` is the number of tables that contain it plus its pins.
-* A table has at least ceil(computed tokens / block_size) entries and only ever grows: the runner is told what is appended.
+* A table has at least ceil(computed tokens / block_size) entries and only grows: the runner is told what is appended.
   Entries that the sliding window has passed become the null block here; the runner keeps the ids and never reads them.
 * A block is written by one table. Tables share a block when it is full with the same tokens; or when it is the partial
   last block of a fork, which the child only borrows: it has never been written to, and its first write copies it
