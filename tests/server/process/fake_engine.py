@@ -49,8 +49,12 @@ class FakeEngine:
         launch = receive_launch()
         self.context = zmq.Context()
         self.inbox, self.outbox = self.context.socket(zmq.PULL), self.context.socket(zmq.PUSH)
-        self.inbox.connect(launch.to_engine)
         self.outbox.connect(launch.from_engine)
+        if behaviour == "hears-late":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        else:
+            self.inbox.connect(launch.to_engine)
+        self.to_engine = launch.to_engine
         self.running: dict[str, tuple[EngineRequest, int]] = {}
         self.num_aborts = self.num_steps = 0
 
@@ -85,6 +89,10 @@ class FakeEngine:
         if self.behaviour == "never-ready":
             signal.pause()
         self.send(READY)
+        if self.behaviour == "hears-late":
+            signal.sigwait({signal.SIGUSR1})
+            self.inbox.connect(self.to_engine)
+            self.behaviour = "echo"
         if self.behaviour == "busy":
             self.send(EngineBusy(reason="capturing CUDA graphs", max_silence_s=0.3))
         if self.behaviour in ("silent", "busy"):

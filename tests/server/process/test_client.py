@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import stat
 import urllib.parse
 from typing import Any
@@ -99,6 +100,24 @@ def test_an_ended_stream_aborts_in_the_engine_once(
             assert await collect(stream) == []
             assert client.num_open_requests == 0
             await until(lambda: client.stats.num_preemptions == 1 and client.stats.num_running == 0)
+
+    run(check())
+
+
+def test_what_is_sent_to_an_engine_that_is_not_connected_yet_goes_out_in_order(
+    open_client: OpenClient, make_request: MakeRequest
+) -> None:
+    """It is ready, and its inbox is not: nothing is lost."""
+
+    async def check() -> None:
+        async with open_client("hears-late") as client:
+            streams = [client.generate(make_request(request_id, 1)) for request_id in "abc"]
+            streams[1].close()
+            await asyncio.sleep(0)
+            os.kill(client._process.pid, signal.SIGUSR1)
+            ends = [(await collect(stream))[-1].finish_reason for stream in (streams[0], streams[2])]
+            assert ends == [FinishReason.LENGTH] * 2
+            await until(lambda: client.stats.num_preemptions == 1)
 
     run(check())
 

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage
@@ -41,6 +39,7 @@ from quire_server.engine.border.messages import (
 from quire_server.engine.border.open_calls import OpenCalls
 from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.border.queue_limit import QueueLimit
+from quire_server.engine.border.sockets import Sockets
 from quire_server.engine.border.watchdog import Watchdog
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
@@ -92,7 +91,7 @@ class EngineClient:
         self._is_draining = False
         self._is_stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets: _Sockets | None = None
+        self._sockets: Sockets | None = None
         self._exit_fd: int | None = None
 
     # ---- start and end ----
@@ -103,7 +102,7 @@ class EngineClient:
         `config` replaces the one given before, whose model path may not have been known then.
         """
         self._config = config or self._config
-        self._sockets = _Sockets(self._process)
+        self._sockets = Sockets(self._process)
         self._watch_exit()
         self._spawn(self._read(self._sockets))
         self._spawn(self._watch_heartbeat())
@@ -248,12 +247,8 @@ class EngineClient:
         return stream
 
     def _send(self, message: ToEngine) -> None:
-        if self._sockets is None or self.death is not None:
-            return
-        try:
-            self._sockets.sender.send(encode(message), zmq.NOBLOCK)
-        except zmq.Again:  # no peer: it never connected, or is gone and the exit watch is about to say so
-            return
+        if self._sockets is not None and self.death is None:
+            self._sockets.send(encode(message))
 
     # ---- messages ----
 
@@ -262,9 +257,9 @@ class EngineClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _read(self, sockets: "_Sockets") -> None:
+    async def _read(self, sockets: Sockets) -> None:
         while self.death is None:
-            encoded = await sockets.receiver.recv()
+            encoded = await sockets.receive()
             try:
                 message = from_engine_decoder.decode(encoded)
             except msgspec.DecodeError as error:
@@ -351,24 +346,6 @@ class EngineClient:
         if self.death is None:
             return EngineDeadError("The engine was stopped.")
         return EngineDeadError(f"The engine is dead: {self.death.message}")
-
-
-class _Sockets:
-    """The API process's ends: `sender` for requests (never blocks), `receiver` for outputs."""
-
-    def __init__(self, process: EngineProcess) -> None:
-        self._context = zmq.asyncio.Context()
-        self.receiver = self._context.socket(zmq.PULL)
-        self.receiver.set_hwm(0)
-        self.receiver.bind(process.from_engine)
-        self.sender: zmq.Socket[bytes] = zmq.Context(self._context).socket(zmq.PUSH)
-        self.sender.set_hwm(0)
-        self.sender.bind(process.to_engine)
-
-    def close(self) -> None:
-        self.sender.close(linger=0)
-        self.receiver.close(linger=0)
-        self._context.destroy(linger=0)
 
 
 def _describe_exit(exit_code: int, was_ready: bool) -> TerminationMessage:
