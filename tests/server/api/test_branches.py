@@ -36,6 +36,8 @@ async def test_a_stop_string_ends_its_branch_and_the_others_go_on(world):
     )
     (third,) = [delta async for delta in stream]
     assert (third.branch, second.text + third.text, third.finish_reason) == (1, "two!", FinishReason.LENGTH)
+    assert world.engine.aborted == ["r"], "branch 0 runs on in the engine"
+    assert world.engine.num_open_requests == 0
 
 
 async def test_the_last_branch_that_a_stop_string_ends_aborts_the_request(world):
