@@ -101,8 +101,8 @@ class FakeEngine:
     def take(self, message: object) -> None:
         if isinstance(message, AbortRequests):
             self.num_aborts += len(message.request_ids)
-            for request_id in message.request_ids:
-                self.running.pop(request_id, None)
+            live = [request_id for request_id in message.request_ids if self.running.pop(request_id, None)]
+            self.step([RequestOutput(request_id=each, finish_reason=FinishReason.ABORT) for each in live])
         elif isinstance(message, AddRequest):
             self.running[message.request.request_id] = (message.request, 0)
         elif isinstance(message, Call):
