@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from quire_server.engine.border.validation import validate_request
@@ -53,6 +54,29 @@ def test_a_bias_is_finite(value: float) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         SamplingParams(logit_bias={1: value})
     assert caught.value.param == "logit_bias"
+
+
+@pytest.mark.parametrize(
+    ("field", "last_good", "first_bad"),
+    [
+        ("n", 2**31 - 1, 2**31),
+        ("top_k", 2**31 - 1, 2**31),
+        ("top_k", 2**31 - 1, 2**63),
+        ("max_tokens", 2**31 - 1, 2**31),
+        ("min_tokens", 2**31 - 1, 2**31),
+        pytest.param("temperature", 1.7e308, 2**1024, id="temperature"),
+        ("repetition_penalty", float(np.finfo(np.float32).max), 3.5e38),
+        ("repetition_penalty", 2, math.inf),
+        ("logit_bias", {1: float(np.finfo(np.float32).max)}, {1: 3.5e38}),
+        ("logit_bias", {1: -float(np.finfo(np.float32).max)}, {1: -1e39}),
+    ],
+)
+def test_numbers_fit_the_samplers_columns(field: str, last_good: Any, first_bad: Any) -> None:
+    others = {} if field == "max_tokens" else {"max_tokens": None}
+    SamplingParams(**others, **{field: last_good})
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**others, **{field: first_bad})
+    assert caught.value.param == field
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
