@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quire_server.errors import InvalidRequestError
 
@@ -30,6 +30,7 @@ class SamplingParams:
     """0 and -1 both mean every token."""
     min_p: float = 0.0
     seed: int | None = None
+    """64 bits, signed or not: -1 and 2**64 - 1 are the same."""
     stop: tuple[str, ...] = ()
     """Applied where text is made, not in the engine, which knows token ids alone."""
     stop_token_ids: tuple[int, ...] = ()
@@ -72,7 +73,7 @@ class SamplingParams:
             require(value is None or 0 <= value <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")
         biases = self.logit_bias.values()
         require(all(-_FLOAT32_MAX <= bias <= _FLOAT32_MAX for bias in biases), "logit_bias", "finite in float32")
-        require(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "in 64 bits")
+        require(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", "in 64 bits")
         require(
             self.allowed_token_ids is None or len(self.allowed_token_ids) > 0,
             "allowed_token_ids",
@@ -86,3 +87,10 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+
+
+def params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:
+    """Return the parameters of one of several answers: a seed is the first one's, and the next count up from it."""
+    if answer == 0 or params.seed is None:
+        return params
+    return replace(params, seed=(params.seed + answer + 2**63) % 2**64 - 2**63)  # wraps, as 64 bits do
