@@ -6,6 +6,8 @@ Used by the HTTP layer (through `Frontend`) and by `LLM`. Pure: no clock, no soc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.errors import QuireError, decode_error
@@ -37,12 +39,12 @@ class PositionLogprobs:
     top: tuple[LogprobEntry, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionDelta:
+class CompletionDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What was added to one completion, a branch of a request; the last one carries `finish_reason`.
 
     `text` may lag behind `token_ids` (an incomplete character, the possible beginning of a stop string); joined, the
-    texts are the whole answer.
+    texts are the whole answer. A msgspec struct, as one is built for every token; the collector tracks it, because an
+    error that was raised may refer to it again.
     """
 
     request_id: str
