@@ -16,7 +16,6 @@ from quire_server.engine.border.launch import receive_launch
 from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
-    EngineBusy,
     EngineFailed,
     EngineProgress,
     EngineReady,
@@ -85,9 +84,7 @@ class FakeEngine:
         if self.behaviour == "never-ready":
             signal.pause()
         self.send(READY)
-        if self.behaviour == "busy":
-            self.send(EngineBusy(reason="capturing CUDA graphs", max_silence_s=0.3))
-        if self.behaviour in ("silent", "busy"):
+        if self.behaviour == "silent":
             signal.pause()
         while True:
             if self.inbox.poll(0 if self.running and self.behaviour in ("echo", "branches") else 20):

@@ -131,7 +131,10 @@ class EngineClient:
         self._is_draining = True
 
     async def drain(self, timeout_s: float) -> int:
-        """Take no more requests, wait for the open ones, then end the rest with `DrainingError`; returns how many."""
+        """Take no more requests, wait for the open ones, then end the rest with `DrainingError`; returns how many.
+
+        Calls that are open are not waited for: they go on, and end with `stop` if they have not by then.
+        """
         self.begin_drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), timeout_s)
