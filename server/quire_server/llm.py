@@ -25,7 +25,7 @@ from quire_server.generation_defaults import read_generation_defaults
 from quire_server.model_source import parse_model_source, resolve_model
 from quire_server.output_processor import CompletionDelta, OutputProcessor, PositionLogprobs
 from quire_server.runner.startup import start_engine
-from quire_server.sampling_params import SamplingParams
+from quire_server.sampling_params import SamplingParams, params_of_answer
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -238,7 +238,7 @@ class LLM:
         return None, list(prompt)
 
     def _build_jobs(self, result: RequestOutput, params: SamplingParams, priority: int) -> Iterator[_Job]:
-        """One engine request per answer; a seed is the first answer's, the next ones count up from it."""
+        """One engine request per answer."""
         num_prompt_tokens = len(result.prompt_token_ids)
         room = self.info.max_model_len - num_prompt_tokens
         num_needed = 0 if params.max_tokens == 0 else 1  # none, where the prompt alone is to be scored
@@ -250,13 +250,11 @@ class LLM:
             )
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         for index in range(params.n):
-            seed = None if params.seed is None else params.seed + index
+            of_answer = params_of_answer(params, index)
             request = EngineRequest(
                 request_id=f"{result.request_id}-{index}",
                 prompt_token_ids=result.prompt_token_ids,
-                params=replace(
-                    params, n=1, seed=seed, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens)
-                ),
+                params=replace(of_answer, n=1, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens)),
                 eos_token_ids=self._tokenizer.eos_token_ids,
                 arrival_time=time.time(),
                 priority=priority,

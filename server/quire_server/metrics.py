@@ -17,6 +17,7 @@ from quire_server.engine.border.messages import EngineReady, EngineStep
 from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.output_processor import CompletionDelta
+from quire_server.sampling_params import SamplingParams
 
 ENGINE = "0"
 """The `engine` label: there is one data-parallel rank."""
@@ -235,9 +236,10 @@ class RequestTimer:
         metrics.observe(names.REQUEST_PROMPT_TOKENS, len(request.prompt_token_ids))
         metrics.observe(names.REQUEST_GENERATION_TOKENS, self._num_tokens)
         metrics.observe(names.REQUEST_MAX_NUM_GENERATION_TOKENS, self._num_tokens)
-        metrics.observe(names.REQUEST_PARAMS_N, request.sampling_params.n)
-        if request.sampling_params.max_tokens is not None:
-            metrics.observe(names.REQUEST_PARAMS_MAX_TOKENS, request.sampling_params.max_tokens)
+        if isinstance(request.params, SamplingParams):
+            metrics.observe(names.REQUEST_PARAMS_N, request.params.n)
+            if request.params.max_tokens is not None:
+                metrics.observe(names.REQUEST_PARAMS_MAX_TOKENS, request.params.max_tokens)
         if self._scheduled is None:
             return
         metrics.observe(names.REQUEST_QUEUE_TIME, max(0.0, self._scheduled - request.arrival_time))

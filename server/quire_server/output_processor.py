@@ -6,9 +6,12 @@ Used by the HTTP layer (through `Frontend`) and by `LLM`. Pure: no clock, no soc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.errors import QuireError, decode_error
+from quire_server.sampling_params import SamplingParams
 from quire_server.tokens.detokenizer import Detokenizer
 from quire_server.tokens.tokenizer import Tokenizer
 
@@ -36,12 +39,12 @@ class PositionLogprobs:
     top: tuple[LogprobEntry, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionDelta:
+class CompletionDelta(msgspec.Struct, frozen=True, kw_only=True):
     """What was added to one completion, a branch of a request; the last one carries `finish_reason`.
 
     `text` may lag behind `token_ids` (an incomplete character, the possible beginning of a stop string); joined, the
-    texts are the whole answer.
+    texts are the whole answer. A msgspec struct, as one is built for every token; the collector tracks it, because an
+    error that was raised may refer to it again.
     """
 
     request_id: str
@@ -79,11 +82,14 @@ class OutputProcessor:
 
     def process(self, output: RequestOutput) -> CompletionDelta:
         """Return what this output adds. Must not be called for a branch whose last delta was made."""
+        if not isinstance(self._request.params, SamplingParams):
+            return self._process_pooled(output)
         branch = self._branches.get(output.branch)
         if branch is None:
             branch = self._branches[output.branch] = _Branch(self._tokenizer, self._request)
         assert not branch.is_finished or output.ends_request, (self._request.request_id, output.branch)
-        text, num_taken, stop = branch.push(output)
+        # the end of the whole request may name a branch that has had its own
+        text, num_taken, stop = branch.push(output) if not branch.is_finished else ("", 0, None)
         finish_reason = FinishReason.STOP if stop is not None else output.finish_reason
         branch.is_finished = finish_reason is not None
         self._num_finished += branch.is_finished
@@ -99,6 +105,19 @@ class OutputProcessor:
             stop_reason=stop if stop is not None else output.stop_reason,
             num_output_tokens=branch.num_output_tokens,
             num_cached_tokens=output.num_cached_tokens,
+            error=None if output.error is None else decode_error(output.error),
+        )
+
+    def _process_pooled(self, output: RequestOutput) -> CompletionDelta:
+        """Return the end of a request for a vector: until an engine makes some, it is refused or aborted."""
+        assert output.ends_request, self._request.request_id
+        self._is_finished = True
+        return CompletionDelta(
+            request_id=self._request.request_id,
+            text="",
+            token_ids=(),
+            num_output_tokens=0,
+            finish_reason=output.finish_reason,
             error=None if output.error is None else decode_error(output.error),
         )
 

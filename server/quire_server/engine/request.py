@@ -132,8 +132,7 @@ class Request:
     @classmethod
     def from_engine_request(cls, request: EngineRequest) -> "Request":
         max_tokens = request.sampling_params.max_tokens
-        if max_tokens is None:
-            raise ValueError("max_tokens is filled in before a request reaches the engine")
+        assert max_tokens is not None, request.request_id  # checked where it was built
         return cls(
             request_id=request.request_id,
             prompt_token_ids=request.prompt_token_ids,

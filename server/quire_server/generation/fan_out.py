@@ -6,7 +6,6 @@ only this module changes: whoever reads sees choices. Knows nothing of how answe
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -17,7 +16,7 @@ from quire_server.errors import InvalidRequestError, QuireError
 from quire_server.frontend import CompletionStream, Frontend
 from quire_server.generation.request import GenerationRequest, TokenCounts
 from quire_server.output_processor import CompletionDelta, PositionLogprobs
-from quire_server.sampling_params import SamplingParams
+from quire_server.sampling_params import params_of_answer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,7 +152,7 @@ def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> li
         EngineRequest(
             request_id=f"{request.request_id}-{unique}-{index}",
             prompt_token_ids=prompt.token_ids,
-            params=_params_of_answer(prompt.sampling_params, answer),
+            params=params_of_answer(prompt.sampling_params, answer),
             eos_token_ids=frontend.tokenizer.eos_token_ids,
             arrival_time=arrival_time,
             priority=request.priority,
@@ -161,10 +160,3 @@ def _build_engine_requests(frontend: Frontend, request: GenerationRequest) -> li
         )
         for index, (prompt, answer) in enumerate(answers)
     ]
-
-
-def _params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:
-    if answer and params.seed is not None:
-        seed = (params.seed + answer + 2**63) % 2**64 - 2**63  # stays in 64 bits
-        return dataclasses.replace(params, seed=seed)
-    return params

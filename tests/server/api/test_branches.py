@@ -36,6 +36,8 @@ async def test_a_stop_string_ends_its_branch_and_the_others_go_on(world):
     )
     (third,) = [delta async for delta in stream]
     assert (third.branch, second.text + third.text, third.finish_reason) == (1, "two!", FinishReason.LENGTH)
+    assert world.engine.aborted == ["r"], "branch 0 runs on in the engine"
+    assert world.engine.num_open_requests == 0
 
 
 async def test_the_last_branch_that_a_stop_string_ends_aborts_the_request(world):
@@ -59,3 +61,15 @@ async def test_an_error_ends_all_of_it_as_what_it_was(world):
     assert [(delta.branch, delta.finish_reason) for delta in deltas] == [(1, None), (0, FinishReason.ERROR)]
     assert isinstance(deltas[-1].error, ContextLengthError)
     assert world.engine.num_open_requests == 0
+
+
+async def test_an_error_that_names_a_branch_with_an_end_of_its_own_adds_no_text_to_it(world):
+    stream = ask(world, 2)
+    request = await world.engine.next_request()
+    world.engine.emit(world.engine.output(request, "one", finish_reason=FinishReason.LENGTH))
+    world.engine.emit(RequestOutput.failed("r", ContextLengthError("Too long.", "prompt")))
+    deltas = [delta async for delta in stream]
+    assert [(delta.branch, delta.text, delta.finish_reason, delta.num_output_tokens) for delta in deltas] == [
+        (0, "one", FinishReason.LENGTH, 3),
+        (0, "", FinishReason.ERROR, 3),
+    ]

@@ -231,3 +231,16 @@ async def test_probes_through_a_life(build_world):
     assert await statuses() == [503, 503, 503, 503, 200]
     assert (await probe("/livez"))[1].text == "Bug: It broke."
     assert (await probe("/readyz"))[1].json()["phase"] == "Failed"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": [1, 300]}, "prompt"),
+        ("/v1/completions", {"prompt": "hi", "stop_token_ids": [300]}, "stop_token_ids"),
+        ("/detokenize", {"tokens": [300]}, "tokens"),
+    ],
+)
+async def test_a_token_id_out_of_the_vocabulary_is_refused_in_these_words(world, check_error, path, body, param):
+    message = check_error(await world.http.post(path, json=body), 400, param=param)
+    assert message == "Token id 300 is out of vocabulary: ids are in [0, 300)."

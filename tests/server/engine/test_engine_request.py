@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from quire_server.engine.border.validation import validate_request
 from quire_server.engine.request import EngineRequest
 from quire_server.errors import InvalidRequestError
 from quire_server.pooling_params import PoolingParams, PoolingTask
-from quire_server.sampling_params import SamplingParams
+from quire_server.sampling_params import SamplingParams, params_of_answer
 
 GOOD: dict[str, Any] = {"request_id": "a", "prompt_token_ids": [1, 2], "params": SamplingParams(max_tokens=0)}
 BAD = [
@@ -55,16 +56,53 @@ def test_a_bias_is_finite(value: float) -> None:
     assert caught.value.param == "logit_bias"
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1])
+@pytest.mark.parametrize(
+    ("field", "last_good", "first_bad"),
+    [
+        ("n", 2**31 - 1, 2**31),
+        ("top_k", 2**31 - 1, 2**31),
+        ("top_k", 2**31 - 1, 2**63),
+        ("max_tokens", 2**31 - 1, 2**31),
+        ("min_tokens", 2**31 - 1, 2**31),
+        pytest.param("temperature", 1.7e308, 2**1024, id="temperature"),
+        ("repetition_penalty", float(np.finfo(np.float32).max), 3.5e38),
+        ("repetition_penalty", 2, math.inf),
+        ("logit_bias", {1: float(np.finfo(np.float32).max)}, {1: 3.5e38}),
+        ("logit_bias", {1: -float(np.finfo(np.float32).max)}, {1: -1e39}),
+    ],
+)
+def test_numbers_fit_the_samplers_columns(field: str, last_good: Any, first_bad: Any) -> None:
+    others = {} if field == "max_tokens" else {"max_tokens": None}
+    SamplingParams(**others, **{field: last_good})
+    with pytest.raises(InvalidRequestError) as caught:
+        SamplingParams(**others, **{field: first_bad})
+    assert caught.value.param == field
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_a_seed_has_64_bits(seed: int) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         SamplingParams(seed=seed)
     assert caught.value.param == "seed"
 
 
+@pytest.mark.parametrize("seed", [0, 7, -1, -(2**63), 2**63 - 2, 2**63 - 1, 2**63, 2**64 - 2, 2**64 - 1])
+@pytest.mark.parametrize("answer", [0, 1, 2, 130])
+def test_seeds_of_several_answers_count_up_as_64_bits_do(seed: int, answer: int) -> None:
+    of_answer = params_of_answer(SamplingParams(seed=seed, n=131), answer).seed
+    assert of_answer is not None
+    with np.errstate(over="ignore"):
+        assert np.uint64(of_answer % 2**64) == np.uint64(seed % 2**64) + np.uint64(answer)
+
+
+def test_answers_without_a_seed_have_none() -> None:
+    assert params_of_answer(SamplingParams(n=2), 1) == SamplingParams(n=2)
+
+
 @pytest.mark.parametrize(
     "params",
     [
+        SamplingParams(max_tokens=3, seed=2**64 - 1),
         SamplingParams(max_tokens=3, seed=-(2**63), logit_bias={4: -1.0}, stop=("a",)),
         PoolingParams(task=PoolingTask.EMBED, dimensions=256, normalize=True),
         PoolingParams(task=PoolingTask.SCORE, use_activation=False),
@@ -108,6 +146,7 @@ def test_several_branches_are_refused_until_an_engine_makes_them() -> None:
     ],
 )
 def test_token_ids_that_the_model_does_not_have_are_refused_by_field(field: str, value: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=r"has the token id (10|-1), .* from 0 to 9") as caught:
+    text = r"^Token id (10|-1) is out of vocabulary: ids are in \[0, 10\)\.$"
+    with pytest.raises(InvalidRequestError, match=text) as caught:
         validate_request(EngineRequest(**{**GOOD, **value}), vocab_size=10)
     assert caught.value.param == field

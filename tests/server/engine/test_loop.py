@@ -19,6 +19,7 @@ from quire_server.engine.border.messages import (
     EngineBusy,
     EngineStep,
     FromEngine,
+    Shutdown,
     ToEngine,
     encode,
 )
@@ -211,3 +212,27 @@ def test_a_loop_with_nothing_but_blocked_requests_waits_instead_of_spinning() ->
     core.add_request(make_engine_request("a"), blockers=["grammar"])
     EngineLoop(core, wire, INFO).run()
     assert wire.timeouts_ms == [0, loop_module.STALLED_MS]
+
+
+def test_and_says_no_more_than_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In virtual time: ten seconds of looking a hundred times a second whether it can go on."""
+    clock_ms = 0
+    monkeypatch.setattr(loop_module.time, "monotonic", lambda: clock_ms / 1000)
+
+    class Patient(FakeWire):
+        def receive(self, timeout_ms: int) -> list[bytes]:
+            nonlocal clock_ms
+            self.timeouts_ms.append(timeout_ms)
+            clock_ms += timeout_ms
+            if clock_ms == 5_000:
+                core.unblock("b", "grammar")
+            return [encode(Shutdown())] if clock_ms >= 10_000 else []
+
+    wire, core = Patient([]), make_core()
+    core.add_request(make_engine_request("a"), blockers=["grammar"])
+    core.add_request(make_engine_request("b", max_tokens=1), blockers=["grammar"])
+    EngineLoop(core, wire, INFO).run()
+    assert wire.timeouts_ms.count(loop_module.STALLED_MS) == 1000
+    assert wire.ends() == {"b": 1}, "what has come of it is said at once"
+    # the stall; five heartbeats; the answer, its removal; five heartbeats less what these began anew
+    assert 11 <= len(wire.sent) <= 14

@@ -16,7 +16,6 @@ from quire_server.engine.border.launch import receive_launch
 from quire_server.engine.border.messages import (
     AbortRequests,
     AddRequest,
-    EngineBusy,
     EngineFailed,
     EngineProgress,
     EngineReady,
@@ -93,9 +92,7 @@ class FakeEngine:
             signal.sigwait({signal.SIGUSR1})
             self.inbox.connect(self.to_engine)
             self.behaviour = "echo"
-        if self.behaviour == "busy":
-            self.send(EngineBusy(reason="capturing CUDA graphs", max_silence_s=0.3))
-        if self.behaviour in ("silent", "busy"):
+        if self.behaviour == "silent":
             signal.pause()
         while True:
             if self.inbox.poll(0 if self.running and self.behaviour in ("echo", "branches") else 20):
@@ -109,8 +106,8 @@ class FakeEngine:
     def take(self, message: object) -> None:
         if isinstance(message, AbortRequests):
             self.num_aborts += len(message.request_ids)
-            for request_id in message.request_ids:
-                self.running.pop(request_id, None)
+            live = [request_id for request_id in message.request_ids if self.running.pop(request_id, None)]
+            self.step([RequestOutput(request_id=each, finish_reason=FinishReason.ABORT) for each in live])
         elif isinstance(message, AddRequest):
             self.running[message.request.request_id] = (message.request, 0)
         elif isinstance(message, Call):

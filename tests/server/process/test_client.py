@@ -192,14 +192,28 @@ def test_silence_is_death(open_client: OpenClient, make_request: MakeRequest) ->
     run(check())
 
 
-def test_an_announced_silence_is_waited_for_and_no_longer(open_client: OpenClient, make_request: MakeRequest) -> None:
+def test_an_announced_silence_is_waited_for_and_no_longer(
+    engine_config: EngineConfig, make_request: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In virtual time: what the client sleeps is all the time there is."""
+    slept_s = 0.0
+
+    async def sleep(delay_s: float) -> None:
+        nonlocal slept_s
+        slept_s += delay_s
+
     async def check() -> None:
-        async with open_client("busy", heartbeat_timeout_s=0.05) as client:
-            with pytest.raises(EngineDeadError, match="in capturing CUDA graphs"):
-                await collect(client.generate(make_request("a")))
-            assert client.death is not None
-            assert client.death.code == "EngineHung"
-            assert client._watchdog.silence_s >= 0.3
+        client = EngineClient(None, engine_config, heartbeat_timeout_s=60.0)  # type: ignore[arg-type]
+        client._dispatch(READY)
+        client._dispatch(EngineBusy(reason="capturing CUDA graphs", max_silence_s=600.0))
+        stream = client.generate(make_request("a"))
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        await client._watch_heartbeat()
+        assert slept_s == 600.0
+        with pytest.raises(EngineDeadError, match=r"nothing for 600 s \(in capturing CUDA graphs\)"):
+            await collect(stream)
+        assert client.death is not None
+        assert client.death.code == "EngineHung"
 
     run(check())
 

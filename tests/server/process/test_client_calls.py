@@ -132,6 +132,21 @@ def test_a_call_that_is_not_answered_ends_all_the_same(open_client: OpenClient, 
     run(check())
 
 
+def test_a_drain_does_not_wait_for_calls_which_go_on_until_the_stop(open_client: OpenClient) -> None:
+    async def check() -> None:
+        async with open_client("holds") as client:
+            answered, held = (asyncio.create_task(client.call(ResetPrefixCache())) for _ in range(2))
+            await until(lambda: len(client._calls) == 2)
+            assert await client.drain(100.0) == 0
+            client._dispatch(Reply.succeeded(0, None))
+            assert await answered is None
+            assert not held.done()
+        with pytest.raises(EngineDeadError):
+            await held
+
+    run(check())
+
+
 def test_no_call_is_made_of_an_engine_that_takes_none(open_client: OpenClient) -> None:
     async def check() -> None:
         async with open_client("never-ready", wait=False) as client:

@@ -7,7 +7,7 @@ import pytest
 
 from quire_server.engine.border.calls import Call, EngineMethod, Reply
 from quire_server.engine.border.open_calls import OpenCalls
-from quire_server.errors import ConfigError, EngineDeadError, StartupError
+from quire_server.errors import ConfigError, EngineDeadError, InternalError, StartupError
 
 
 class CountBlocks(EngineMethod[dict[str, int]], frozen=True, tag=True):
@@ -43,6 +43,21 @@ def test_an_error_is_raised_as_what_it_was() -> None:
             await waiting
         assert type(caught.value) is ConfigError
         assert caught.value.termination.hint == "look again"
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("result", [None, {"free": "many"}, [1]])
+def test_a_result_of_another_type_is_a_bug(result: object) -> None:
+    async def check() -> None:
+        sent: list[Call] = []
+        calls = OpenCalls(sent.append)
+        waiting = asyncio.create_task(calls.ask(CountBlocks("a"), 60.0))
+        await asyncio.sleep(0)
+        calls.settle(Reply.succeeded(sent[0].call_id, result))
+        with pytest.raises(InternalError, match="answer to CountBlocks"):
+            await waiting
+        assert len(calls) == 0
 
     asyncio.run(check())
 

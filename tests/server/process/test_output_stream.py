@@ -98,6 +98,76 @@ def test_a_branch_ended_by_its_reader_is_dropped_and_the_last_one_aborts() -> No
     run(check, 2)
 
 
+def test_a_branch_that_its_reader_ended_is_aborted_once_the_engine_has_ended_the_others() -> None:
+    """The engine still makes it: only an abort stops that."""
+
+    async def check(stream: OutputStream, closed: list[str]) -> None:
+        stream.put(output(0, 1))
+        await anext(stream)
+        stream.end_branch(0)
+        stream.put(last(1, 2))
+        assert stream.is_complete
+        assert not stream.has_ended_in_engine
+        assert closed == ["r"]
+        assert await read_all(stream) == [(1, [2], True)]
+        stream.end_branch(1)
+        stream.close()
+        assert closed == ["r"]
+        stream.put(output(0, finish=FinishReason.ABORT))
+        assert stream.has_ended_in_engine
+        assert await read_all(stream) == []
+
+    run(check, 2)
+
+
+def test_a_branch_ended_by_its_reader_while_the_other_end_waits_is_aborted_at_once() -> None:
+    async def check(stream: OutputStream, closed: list[str]) -> None:
+        stream.put(last(1, 2))
+        stream.end_branch(0)
+        assert closed == ["r"]
+        assert await read_all(stream) == [(1, [2], True)]
+
+    run(check, 2)
+
+
+def test_a_branch_that_both_ended_needs_no_abort() -> None:
+    async def check(stream: OutputStream, closed: list[str]) -> None:
+        stream.put(output(0, 1))
+        stream.end_branch(0)
+        stream.put(last(0, 2))
+        stream.put(last(1, 3))
+        assert stream.has_ended_in_engine
+        assert await read_all(stream) == [(1, [3], True)]
+        assert closed == []
+
+    run(check, 2)
+
+
+def test_the_end_of_the_whole_leaves_a_branchs_own_end_to_be_read() -> None:
+    async def check(stream: OutputStream, closed: list[str]) -> None:
+        stream.put(last(0, 1))
+        stream.put(output(1, 2))
+        stream.put(output(0, finish=FinishReason.ABORT))
+        read = [(each.branch, each.new_token_ids, each.finish_reason) async for each in stream]
+        assert read == [(0, [1], FinishReason.LENGTH), (1, [2], None), (0, [], FinishReason.ABORT)]
+        assert closed == []
+
+    run(check, 2)
+
+
+def test_the_end_of_the_whole_outlives_the_branch_that_it_names() -> None:
+    """Branch 1 still has to hear of it, though the reader wants nothing more of branch 0."""
+
+    async def check(stream: OutputStream, closed: list[str]) -> None:
+        stream.put(output(0, 1))
+        stream.put(output(0, 2, finish=FinishReason.ABORT))
+        stream.end_branch(0)
+        assert [(each.new_token_ids, each.finish_reason) async for each in stream] == [([], FinishReason.ABORT)]
+        assert closed == []
+
+    run(check, 2)
+
+
 def test_a_branch_read_to_its_end_leaves_the_others_to_be_read() -> None:
     async def check(stream: OutputStream, closed: list[str]) -> None:
         stream.put(last(0, 1))

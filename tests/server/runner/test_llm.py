@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def test_several_answers(llm: LLM) -> None:
     ]
     assert [output.token_ids for output in together.outputs] == alone
     assert len({tuple(token_ids) for token_ids in alone}) == 3
+
+
+def test_seeds_wrap_in_64_bits(llm: LLM) -> None:
+    """Above the highest signed one comes the lowest, which has the bits of 2**63."""
+
+    def ask(**fields: Any) -> list[list[int]]:
+        params = SamplingParams(temperature=5.0, max_tokens=12, ignore_eos=True, **fields)
+        return [each.token_ids for each in llm.generate(PROMPT, params, use_tqdm=False)[0].outputs]
+
+    both = ask(n=2, seed=2**63 - 1)
+    assert both == ask(seed=2**63 - 1) + ask(seed=2**63)
+    assert both[1:] == ask(seed=-(2**63))
+    assert both[0] != both[1]
 
 
 def test_without_a_seed_answers_differ_and_runs_repeat(llama_checkpoint: Path) -> None:

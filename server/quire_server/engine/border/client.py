@@ -4,8 +4,9 @@ Owns the two sockets, the open requests and calls, and the verdict on whether th
 text is made in `output_processor`. Lives on one event loop and never blocks it.
 
 Invariants: a request is open from `generate()` until its stream has its last output, failed or was closed; closing a
-stream before its end aborts the request in the engine at once; once `died` is set, every open stream and call raises
-`EngineDeadError`, and no new one is made.
+stream before its end aborts the request in the engine at once. Its id is free when the engine has said the end of it,
+which it does for each that it was sent: what comes until then is dropped. Once `died` is set, every open stream and
+call raises `EngineDeadError`, and no new one is made.
 """
 
 import asyncio
@@ -84,6 +85,7 @@ class EngineClient:
         self._limit = QueueLimit(config.scheduler.max_num_queued_reqs, config.scheduler.max_num_seqs)
         self._readiness = Readiness(phase=Phase.STARTING)
         self._open: dict[str, OutputStream] = {}
+        self._closing: dict[str, OutputStream] = {}  # ended here; the engine's end of them is under way
         self._calls = OpenCalls(self._send)
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -128,7 +130,10 @@ class EngineClient:
         self._is_draining = True
 
     async def drain(self, timeout_s: float) -> int:
-        """Take no more requests, wait for the open ones, then end the rest with `DrainingError`; returns how many."""
+        """Take no more requests, wait for the open ones, then end the rest with `DrainingError`; returns how many.
+
+        Calls that are open are not waited for: they go on, and end with `stop` if they have not by then.
+        """
         self.begin_drain()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._none_open.wait(), timeout_s)
@@ -136,11 +141,7 @@ class EngineClient:
 
     def fail_open_requests(self, error: QuireError) -> int:
         """End every open request with `error`, here and in the engine; returns how many there were."""
-        open_streams = list(self._open.values())
-        if open_streams:
-            self._send(AbortRequests(request_ids=list(self._open)))
-        self._open.clear()
-        self._none_open.set()
+        open_streams = self._begin_closing(list(self._open))
         for stream in open_streams:
             stream.fail(error)
         return len(open_streams)
@@ -149,6 +150,7 @@ class EngineClient:
         """End the engine process and free everything. Open requests end with `EngineDeadError`."""
         self._is_stopping = True
         self.fail_open_requests(self._dead_error())
+        self._closing.clear()
         self._calls.fail(self._dead_error)
         if self._sockets is not None:
             self._send(Shutdown())
@@ -191,14 +193,13 @@ class EngineClient:
         Raises (here, before any output):
             ModelLoadingError, DrainingError, EngineDeadError: no request is taken now.
             QueueFullError: too many wait.
-            InvalidRequestError: the request id is in use.
+            InvalidRequestError: the request id is in use, or was a moment ago.
         While iterating:
             EngineDeadError, DrainingError: the request ended without its answer.
         What the engine itself refuses ends with FinishReason.ERROR and the error, encoded.
         """
         self._check_accepting()
-        if request.request_id in self._open:
-            raise InvalidRequestError(f"A request with id {request.request_id!r} is running.", param="request_id")
+        self._check_is_free(request.request_id)
         self._limit.check(len(self._open), self.stats, time.monotonic())
         self._send(AddRequest(request))  # first: what cannot be encoded was never open
         stream = OutputStream(request.request_id, self._abort_closed, num_branches=request.num_branches)
@@ -208,11 +209,8 @@ class EngineClient:
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """End requests with FinishReason.ABORT; ids that are not open are ignored."""
-        streams = [stream for request_id in request_ids if (stream := self._forget(request_id)) is not None]
-        if streams:
-            self._send(AbortRequests(request_ids=[stream.request_id for stream in streams]))
-        for stream in streams:
-            stream.put(RequestOutput(request_id=stream.request_id, finish_reason=FinishReason.ABORT))
+        for stream in self._begin_closing(request_ids):
+            stream.end(RequestOutput(request_id=stream.request_id, finish_reason=FinishReason.ABORT))
 
     async def call(self, method: EngineMethod[R], timeout_s: float = CALL_TIMEOUT_S) -> R:
         """Let the engine do something that is not a request, between two steps, and return what came of it.
@@ -236,9 +234,22 @@ class EngineClient:
                 f"The model is not ready yet (phase {self._readiness.phase}).", retry_after_s=LOADING_RETRY_AFTER_S
             )
 
+    def _check_is_free(self, request_id: str) -> None:
+        """Refuse an id under which outputs of another request may still come."""
+        if request_id in self._open or request_id in self._closing:
+            state = "running" if request_id in self._open else "being ended"
+            raise InvalidRequestError(f"A request with id {request_id!r} is {state}.", param="request_id")
+
     def _abort_closed(self, request_id: str) -> None:
-        if self._forget(request_id) is not None:
-            self._send(AbortRequests(request_ids=[request_id]))
+        self._begin_closing([request_id])
+
+    def _begin_closing(self, request_ids: Iterable[str]) -> list[OutputStream]:
+        """Tell the engine to end requests, and take them for ended; returns the streams of those that were open."""
+        streams = [stream for request_id in request_ids if (stream := self._forget(request_id)) is not None]
+        if streams:
+            self._closing.update((stream.request_id, stream) for stream in streams)
+            self._send(AbortRequests(request_ids=[stream.request_id for stream in streams]))
+        return streams
 
     def _forget(self, request_id: str) -> OutputStream | None:
         stream = self._open.pop(request_id, None)
@@ -291,11 +302,13 @@ class EngineClient:
     def _on_engine_step(self, step: EngineStep) -> None:
         self.stats = step.stats
         for output in step.outputs:
-            stream = self._open.get(output.request_id)
-            if stream is not None:
-                stream.put(output)
-            if output.finish_reason is not None and (stream is None or stream.is_complete):
+            stream = self._open.get(output.request_id) or self._closing.get(output.request_id)
+            if stream is None:
+                continue
+            stream.put(output)
+            if stream.has_ended_in_engine:
                 self._forget(output.request_id)
+                self._closing.pop(output.request_id, None)
                 self._limit.record_finish(time.monotonic())
         if self._on_step is not None:
             self._on_step(step)
@@ -337,6 +350,7 @@ class EngineClient:
         for stream in self._open.values():
             stream.fail(self._dead_error())
         self._open.clear()
+        self._closing.clear()
         self._calls.fail(self._dead_error)
         self._none_open.set()
         self._settled.set()

@@ -3,8 +3,8 @@
 Owns what may go wrong between two steps. Decides nothing about requests (`core`), and knows sockets as a `Wire` alone.
 
 Invariants: every request and call that has come with a readable id is answered exactly once; nothing that a message
-holds, and no bug met while one is taken, ends the loop. What a step raises does, as does an error after which this
-process or its device can do nothing more.
+holds, and no bug met while a request or a call is taken, ends the loop. What a step raises does, as does a bug in an
+abort, which may leave the scheduler half done, and an error after which this process or its device can do nothing more.
 """
 
 import logging
@@ -28,7 +28,7 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.border.validation import validate_request
 from quire_server.engine.core import EngineCore
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
 from quire_server.errors import InternalError, InvalidRequestError, QuireError
 
@@ -65,6 +65,7 @@ class EngineLoop:
         self._info = info
         self._refusals: list[RequestOutput] = []
         self._max_silence_s = 0.0  # what the last message said
+        self._last_step: tuple[float, SchedulerStats] | None = None  # when (monotonic), and what it said
         self._is_stopping = False
 
     def run(self) -> None:
@@ -89,8 +90,19 @@ class EngineLoop:
             if self._max_silence_s < self._info.max_step_s:
                 self._say(EngineBusy(reason="a step", max_silence_s=self._info.max_step_s))
             outputs += self._core.step(now)
-        max_silence_s = self._info.max_step_s if self._core.has_unfinished else 0.0
-        self._say(EngineStep(outputs=outputs, stats=self._core.stats(), time=now, max_silence_s=max_silence_s))
+        stats = self._core.stats()
+        is_waiting = self._core.has_unfinished and self._core.is_stalled
+        if outputs or not is_waiting or self._has_news(stats):
+            max_silence_s = self._info.max_step_s if self._core.has_unfinished else 0.0
+            self._say(EngineStep(outputs=outputs, stats=stats, time=now, max_silence_s=max_silence_s))
+            self._last_step = (time.monotonic(), stats)
+
+    def _has_news(self, stats: SchedulerStats) -> bool:
+        """Whether a loop that only looks whether it can go on has something to say: numbers, or that it lives."""
+        if self._last_step is None:
+            return True
+        said_at, said = self._last_step
+        return stats != said or time.monotonic() >= said_at + HEARTBEAT_MS / 1000
 
     def _say(self, message: EngineBusy | EngineStep | Reply) -> None:
         self._max_silence_s = 0.0 if isinstance(message, Reply) else message.max_silence_s

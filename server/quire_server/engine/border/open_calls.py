@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from quire_server.engine.border.calls import Call, EngineMethod, R, Reply
-from quire_server.errors import QuireError, UnavailableError, decode_error
+from quire_server.errors import InternalError, QuireError, UnavailableError, decode_error
 
 
 class OpenCalls:
@@ -30,6 +30,7 @@ class OpenCalls:
 
         Raises:
             UnavailableError: there is none after `timeout_s`; the engine may still do it.
+            InternalError: the engine answered with something that is no result of this method.
             QuireError: what the engine answered, or `fail` was given.
         """
         call_id = next(self._call_ids)
@@ -43,7 +44,11 @@ class OpenCalls:
             raise UnavailableError(f"The engine has not answered {name} for {timeout_s:g} s.") from None
         finally:
             del self._open[call_id]
-        answered: R = msgspec.msgpack.decode(result, type=method.result_type)
+        try:
+            answered: R = msgspec.msgpack.decode(result, type=method.result_type)
+        except msgspec.DecodeError as error:
+            message = f"The engine's answer to {type(method).__name__} is not what it must be."
+            raise InternalError(message) from error
         return answered
 
     def settle(self, reply: Reply) -> None:

@@ -2,14 +2,20 @@
 
 Outputs that wait are merged into one per branch, so a slow client costs memory for its tokens and nothing else.
 
+A branch may be ended by the engine, or by its reader, who met a stop string: the engine then still makes it. These are
+kept apart, as the engine has to be told to stop when all branches have ended and one of them not there.
+
 Invariants: each branch of the request (most have one) ends once, and nothing of it follows; the stream ends when its
-last branch has, or at once with an output that ends the whole request, which is then the last to be read.
+last branch has, or at once with an output that ends the whole request, which is then the last to be read. `on_close` is
+called once, unless the engine ended everything itself.
 """
 
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
+
+import msgspec
 
 from quire_server.engine.output import RequestOutput
 from quire_server.errors import QuireError
@@ -34,46 +40,77 @@ def merge_outputs(first: RequestOutput, second: RequestOutput) -> RequestOutput:
 class OutputStream:
     """Async iterator over one request's outputs; the last one of each branch carries `finish_reason`.
 
-    Closing it (`aclose`, the end of `async with`, or cancellation while waiting) before its end calls
-    `on_close`, once.
+    Ending it while the engine still makes some of it calls `on_close`, once: by `aclose`, the end of `async with`,
+    cancellation while waiting, or `end_branch`.
     """
 
     def __init__(self, request_id: str, on_close: Callable[[str], None], *, num_branches: int = 1) -> None:
         self.request_id = request_id
         self._on_close = on_close
         self._num_branches = num_branches
-        self._ended_branches: set[int] = set()
+        self._ended_by_engine: set[int] = set()  # branches
+        self._ended_by_reader: set[int] = set()
+        self._is_over = False  # the engine ended the request as a whole
         self._pending: dict[int, RequestOutput] = {}  # by branch, the first to be read first
+        self._end: RequestOutput | None = None  # of the whole request, read after all that is pending
         self._error: QuireError | None = None
         self._is_complete = False  # the last output is here, or an error took its place
-        self._is_closed = False
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more can come; what has come may still have to be read."""
+        """Whether nothing more can come to its reader; what has come may still have to be read."""
         return self._is_complete
+
+    @property
+    def has_ended_in_engine(self) -> bool:
+        """Whether the engine has said the last of it. Told to a stream that was closed, too."""
+        return self._is_over or len(self._ended_by_engine) == self._num_branches
 
     def put(self, output: RequestOutput) -> None:
         """Add what a step brought."""
-        if self._is_complete or (output.branch in self._ended_branches and not output.ends_request):
+        if output.ends_request:
+            self._is_over = True
+            self.end(output)
+            return
+        branch = output.branch
+        if branch in self._ended_by_engine:
+            return
+        if output.finish_reason is not None:
+            self._ended_by_engine.add(branch)
+        if self._is_complete:
+            return
+        is_last = output.finish_reason is not None and self._have_all_branches_ended()
+        if branch not in self._ended_by_reader:
+            # the last end is read after what other branches still have
+            waiting = self._pending.pop(branch, None) if is_last else self._pending.get(branch)
+            self._pending[branch] = output if waiting is None else merge_outputs(waiting, output)
+        if is_last:
+            self._complete()
+        self._wake()
+
+    def end(self, output: RequestOutput) -> None:
+        """End all branches that have not ended yet, with one output for all, after what waits."""
+        if self._is_complete:
             return
         waiting = self._pending.get(output.branch)
-        if output.finish_reason is not None:
-            self._ended_branches.add(output.branch)
-            self._is_complete = output.ends_request or len(self._ended_branches) == self._num_branches
-            if self._is_complete:
-                self._pending.pop(output.branch, None)  # the end is read after what other branches still have
-        self._pending[output.branch] = output if waiting is None else merge_outputs(waiting, output)
+        if waiting is not None and waiting.finish_reason is None:
+            output = merge_outputs(self._pending.pop(output.branch), output)
+        self._end = output
+        self._is_complete = True
         self._wake()
 
     def end_branch(self, branch: int) -> None:
         """Take no more of one branch: it was read to its end, or ended where text is made. With the last one, close."""
-        self._ended_branches.add(branch)
+        self._ended_by_reader.add(branch)
         self._pending.pop(branch, None)
-        is_over = self._is_complete or len(self._ended_branches) == self._num_branches
-        if is_over and not self._pending and self._error is None:
-            self.close()
+        if self._have_all_branches_ended():
+            self._end = None  # there is nothing left that it could end
+            if not self._is_complete:
+                self._complete()
+        elif self._end is not None and self._end.branch == branch:
+            self._end = msgspec.structs.replace(self._end, new_token_ids=[], logprobs=[])
+        self._wake()
 
     def fail(self, error: QuireError) -> None:
         """End the stream with an error, after the outputs that wait."""
@@ -86,11 +123,9 @@ class OutputStream:
     def close(self) -> None:
         """End the stream for its reader; aborts the request if it still runs."""
         self._pending.clear()
-        self._error = None
-        self._is_closed = True
+        self._end = self._error = None
         if not self._is_complete:
-            self._is_complete = True
-            self._on_close(self.request_id)
+            self._complete()
         self._wake()
 
     async def aclose(self) -> None:
@@ -101,6 +136,9 @@ class OutputStream:
 
     async def __anext__(self) -> RequestOutput:
         while not self._pending:
+            if self._end is not None:
+                end, self._end = self._end, None
+                return end
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -123,6 +161,14 @@ class OutputStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _have_all_branches_ended(self) -> bool:
+        return len(self._ended_by_engine | self._ended_by_reader) == self._num_branches
+
+    def _complete(self) -> None:
+        self._is_complete = True
+        if not self.has_ended_in_engine:
+            self._on_close(self.request_id)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -38,6 +38,5 @@ def check_token_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> No
     ids = token_ids if isinstance(token_ids, list | tuple) else tuple(token_ids)
     if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
         unknown = next(token_id for token_id in ids if not 0 <= token_id < vocab_size)
-        raise InvalidRequestError(
-            f"{param} has the token id {unknown}, and the model's ids go from 0 to {vocab_size - 1}.", param=param
-        )
+        message = f"Token id {unknown} is out of vocabulary: ids are in [0, {vocab_size})."
+        raise InvalidRequestError(message, param=param)
