@@ -74,6 +74,15 @@ def test_facts_of_an_older_version_tell_what_they_can() -> None:
     assert older is not None
     assert (older.path, older.bytes, older.revision, older.shape) == ("m-1", 5, "abc", None)
     assert "another version" in older.shape_error
+    assert older.is_outdated
+
+
+def test_facts_that_are_written_again_are_not_outdated() -> None:
+    """Whoever writes what a download Job has just found must not find cause for another one in it."""
+    older = decode_facts(OLDER)
+    assert older is not None
+    assert b"isOutdated" not in encode_facts(older)
+    assert decode_facts(encode_facts(older)) == msgspec.structs.replace(older, is_outdated=False)
 
 
 def test_facts_of_a_newer_version_may_say_more() -> None:

@@ -70,13 +70,15 @@ def test_what_is_not_known_is_not_judged(given: Hardware, facts: ModelFacts | No
     assert fit.report is None
 
 
-def test_facts_of_an_older_version_leave_it_open() -> None:
-    """As an operator finds them on a volume after it was upgraded."""
+def test_facts_of_an_older_version_are_outdated_and_leave_it_open_until_they_are_read_anew() -> None:
+    """As an operator finds them on a volume after it was upgraded; what it does about it is `test_downloads.py`'s."""
     older = decode_facts(
         '{"type":"ModelFacts","path":"m-1","bytes":5,"shape":{"family":"llama","num_layers":2,"parameters":[]}}'
     )
+    assert older is not None
+    assert older.is_outdated
     fit = judge({}, hardware("8Gi"), older)
-    assert (fit.verdict.holds, fit.verdict.reason) == (None, "ArchitectureUnknown")
+    assert (fit.verdict.holds, fit.verdict.reason) == (None, "FactsOutdated")
     assert "read by another version of Quire." in fit.verdict.message
 
 
