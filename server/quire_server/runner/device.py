@@ -12,7 +12,8 @@ def choose_device(config: EngineConfig, rank: int) -> torch.device:
     Raises:
         ConfigError: a GPU was asked for, and there is none for this rank.
     """
-    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    # The driver may count GPUs that it cannot initialise.
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
     if config.device == "cuda" and num_gpus == 0:
         raise ConfigError("--device cuda was asked for, and torch sees no CUDA device.", stage="Starting")
     if num_gpus == 0:

@@ -68,6 +68,7 @@ class TestDevice:
     @pytest.fixture(autouse=True)
     def two_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def test_each_rank_has_a_gpu_of_its_own(self) -> None:
         assert [choose_device(config_of(device="auto", tensor=2), rank) for rank in range(2)] == [
@@ -84,6 +85,12 @@ class TestDevice:
 
     def test_no_gpu_is_the_cpu_unless_one_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        assert choose_device(config_of(device="auto"), 0) == torch.device("cpu")
+        with pytest.raises(ConfigError, match="--device cuda"):
+            choose_device(config_of(device="cuda"), 0)
+
+    def test_gpus_that_the_driver_counts_and_cannot_initialise_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         assert choose_device(config_of(device="auto"), 0) == torch.device("cpu")
         with pytest.raises(ConfigError, match="--device cuda"):
             choose_device(config_of(device="cuda"), 0)
