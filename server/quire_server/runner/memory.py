@@ -46,8 +46,8 @@ class KVCachePlan:
 
     spec: KVCacheSpec
     """This device's."""
-    sliding_window: int | None
-    """Behind which blocks are let go. The whole model's: what no layer here needs, one of another stage may."""
+    whole: KVCacheSpec
+    """The whole model's, by which blocks are held and let go: what no layer here needs, one of another stage may."""
     num_blocks: int
     """The null block included."""
     block_size: int
@@ -100,7 +100,7 @@ def plan_kv_cache(
         num_blocks = min(num_blocks, num_blocks_needed)
     return KVCachePlan(
         spec=device.kv_cache,
-        sliding_window=request.kv_cache.uniform_window,
+        whole=request.kv_cache,
         num_blocks=num_blocks,
         block_size=cache.block_size,
         max_model_len=max_model_len,

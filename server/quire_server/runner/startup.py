@@ -100,7 +100,7 @@ def _build_core_config(config: EngineConfig, worker: Worker) -> EngineCoreConfig
         max_model_len=plan.max_model_len,
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
-        sliding_window=plan.sliding_window,
+        kv_cache=plan.whole,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         max_steps_ahead=num_steps_ahead(config.scheduler, worker.runner),
     )

@@ -65,8 +65,8 @@ def test_fixed_bytes() -> None:
 
 @pytest.mark.parametrize(("window", "expected"), [(64, 64), (None, None)])
 def test_blocks_go_behind_a_window_of_all_layers(window: int | None, expected: int | None) -> None:
-    assert plan(architectures=["MistralForCausalLM"], sliding_window=window).sliding_window == expected
-    assert plan(architectures=["Gemma2ForCausalLM"], sliding_window=window).sliding_window is None
+    assert plan(architectures=["MistralForCausalLM"], sliding_window=window).whole.uniform_window == expected
+    assert plan(architectures=["Gemma2ForCausalLM"], sliding_window=window).whole.uniform_window is None
 
 
 def test_a_cpu_takes_no_more_than_its_sequences_can_need() -> None:
