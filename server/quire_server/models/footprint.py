@@ -40,8 +40,7 @@ def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
 
     Raises UnsupportedModelError, CheckpointError: as loading it would.
     """
-    shape = shape_of_config(checkpoint.config, lookup_in(checkpoint))
-    return replace(shape, checkpoint_dtype=checkpoint.default_dtype)
+    return shape_of_plan(plan_model(checkpoint.config, lookup_in(checkpoint)), checkpoint.default_dtype)
 
 
 def shape_of_config(config: Mapping[str, Any], stored: StoredLookup = nothing_stored) -> ModelShape:
@@ -49,9 +48,13 @@ def shape_of_config(config: Mapping[str, Any], stored: StoredLookup = nothing_st
 
     Raises UnsupportedModelError, CheckpointError: as loading it would.
     """
-    plan = plan_model(config, stored)
+    return shape_of_plan(plan_model(config, stored))
+
+
+def shape_of_plan(plan: ModelPlan, checkpoint_dtype: str | None = None) -> ModelShape:
+    """Return the shape of what is planned. Raises UnsupportedModelError."""
     try:
-        return build_model_shape(plan)
+        return replace(build_model_shape(plan), checkpoint_dtype=checkpoint_dtype)
     except FitError as error:
         raise UnsupportedModelError(f"The model's config is not usable: {error}.") from error
 

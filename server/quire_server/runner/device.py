@@ -1,4 +1,4 @@
-"""Which device a worker runs on."""
+"""Which device a worker runs on, and that its process works there."""
 
 import torch
 
@@ -25,3 +25,9 @@ def choose_device(config: EngineConfig, rank: int) -> torch.device:
             hint="Lower --tensor-parallel-size or --pipeline-parallel-size, or give the server more GPUs.",
         )
     return torch.device("cuda", rank)
+
+
+def use_device(device: torch.device) -> None:
+    """Let what names no device of its own (kernels, streams, graphs) go to this one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -8,7 +8,7 @@ each changes every token that follows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from kv_storage import small_kv_cache
 
@@ -50,6 +50,7 @@ class _RunnerRequest:
 
 @dataclass
 class FakeRunner:
+    is_asynchronous: ClassVar[bool] = False
     num_blocks: int
     block_size: int
     sliding_window: int | None = None

@@ -98,6 +98,8 @@ def test_a_running_request_is_aborted_between_steps() -> None:
 class FailingRunner:
     """Fails at once, or (as a device does) when somebody waits for the step."""
 
+    is_asynchronous = False
+
     def __init__(self, is_late: bool) -> None:
         self.is_late = is_late
 

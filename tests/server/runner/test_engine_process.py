@@ -307,6 +307,8 @@ def test_the_engine_does_not_outlive_its_parent(llama_checkpoint: Path, start: S
 class FailingRunner:
     """Works until it has to decode."""
 
+    is_asynchronous = False
+
     error: Exception
     steps: list[SchedulerOutput] = field(default_factory=list)
 
