@@ -95,6 +95,14 @@ def test_more_devices_hold_a_share_each() -> None:
     assert shared.report.have_bytes == int(2 * GIB * 0.9)
 
 
+def test_devices_that_cannot_share_the_model_are_not_said_to_hold_it() -> None:
+    """32 heads on 3 GPUs: the server refuses to load it."""
+    engine = {"maxModelLen": 1024, "tensorParallelSize": 3}
+    fit = judge(engine, hardware(gpu_bytes=80 * GIB, num_gpus=3))
+    assert (fit.verdict.holds, fit.verdict.reason) == (None, "FitUnknown")
+    assert "3 devices cannot share" in fit.verdict.message
+
+
 def test_more_positions_than_the_model_has() -> None:
     fit = judge({"maxModelLen": 200_000}, hardware("64Gi"))
     assert (fit.verdict.holds, fit.verdict.reason) == (False, "MaxModelLenTooLong")

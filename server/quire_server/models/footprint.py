@@ -89,13 +89,14 @@ def _layer_weights(plan: ModelPlan) -> tuple[LayerWeights, ...]:
 
 def _shares(tensors: Iterable[TensorPlan]) -> tuple[WeightShare, ...]:
     """Join what devices divide alike. What a tensor takes is linear in the bytes of an element."""
-    num_elements: Counter[int] = Counter()
-    num_bytes: Counter[int] = Counter()
+    num_elements: Counter[tuple[int, bool]] = Counter()
+    num_bytes: Counter[tuple[int, bool]] = Counter()
     for tensor in tensors:
-        for (num_pieces, fixed_bytes), (_, with_one_byte) in zip(tensor.pieces(0), tensor.pieces(1), strict=True):
-            num_elements[num_pieces] += with_one_byte - fixed_bytes
-            num_bytes[num_pieces] += fixed_bytes
+        for fixed, with_one_byte in zip(tensor.pieces(0), tensor.pieces(1), strict=True):
+            how = (fixed.num_pieces, fixed.can_replicate)
+            num_elements[how] += with_one_byte.num_bytes - fixed.num_bytes
+            num_bytes[how] += fixed.num_bytes
     return tuple(
-        WeightShare(num_elements=num_elements[pieces], num_bytes=num_bytes[pieces], num_pieces=pieces)
-        for pieces in sorted(num_elements)
+        WeightShare(num_elements=num_elements[how], num_bytes=num_bytes[how], num_pieces=how[0], can_replicate=how[1])
+        for how in sorted(num_elements)
     )
