@@ -1,4 +1,7 @@
-"""Which device a worker runs on, and that its process works there."""
+"""Which device a worker runs on.
+
+It is also where the worker's process works (`use_device`).
+"""
 
 import torch
 
