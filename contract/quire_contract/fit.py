@@ -142,7 +142,12 @@ class FitReport:
 
 
 def check_fit(request: FitRequest) -> FitReport:
-    """Tell whether the model fits, and what room is left for the KV cache."""
+    """Tell whether the model fits, and what room is left for the KV cache.
+
+    Raises:
+        FitError: its weights cannot be divided among so many devices, or a dtype is not known.
+    """
+    request.shape.check_divides(request.tensor_parallel_size)
     wanted_len, block_size = request.wanted_len, request.block_size
     devices = [device_memory(request, stage) for stage in range(request.pipeline_parallel_size)]
     fullest = max(devices, key=lambda device: device.need_bytes(wanted_len))

@@ -155,9 +155,11 @@ class KVCacheSpec:
 def max_blocks_in_window(window: int, block_size: int, max_num_batched_tokens: int) -> int:
     """Return the most blocks in which the tokens lie that a step of one sequence sees.
 
-    They are the window's other tokens and the step's; one block more because they may start within a block.
+    They are the window's other tokens and the step's. The first may be the last of its block: the others then fill as
+    many blocks as they can.
     """
-    return -(-(window - 1 + max_num_batched_tokens) // block_size) + 1
+    num_tokens = window - 1 + max_num_batched_tokens
+    return 1 + -(-(num_tokens - 1) // block_size)
 
 
 def _scales_bytes(group: KVCacheGroup, kv_format: KVFormat, block_size: int) -> int:

@@ -54,17 +54,21 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """None where the architecture is not known: whether it fits cannot be told."""
     shape_error: str = ""
     """Why `shape` is None."""
+    is_outdated: bool = False
+    """The shape is there and another version's: reading the model again gives one. Known to the reader alone."""
 
 
 def encode_facts(facts: ModelFacts) -> bytes:
-    return msgspec.json.encode(facts)
+    """Write facts. What was outdated is so no more: whoever writes it has just asked, and got nothing better."""
+    return msgspec.json.encode(msgspec.structs.replace(facts, is_outdated=False))
 
 
 def decode_facts(text: str | bytes) -> ModelFacts | None:
     """Read facts; None where the text is something else.
 
-    Facts that another version wrote tell what they can: a shape that this one does not understand is left out. What the
-    files are still counts, so that a model that serves goes on; the next download Job reads the shape anew.
+    Facts that another version wrote tell what they can: a shape that this one does not understand is left out, and they
+    are outdated. What the files are still counts, so that a model that serves goes on; a download Job reads the shape
+    anew.
     """
     try:
         return msgspec.json.decode(text, type=ModelFacts)
@@ -79,6 +83,7 @@ def _decode_without_shape(text: str | bytes) -> ModelFacts | None:
     if not isinstance(fields, dict) or "shape" not in fields:
         return None
     try:
-        return msgspec.convert({**fields, "shape": None, "shapeError": _OTHER_VERSION}, type=ModelFacts)
+        fields |= {"shape": None, "shapeError": _OTHER_VERSION, "isOutdated": True}
+        return msgspec.convert(fields, type=ModelFacts)
     except msgspec.ValidationError:
         return None

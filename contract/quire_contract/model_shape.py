@@ -25,6 +25,8 @@ class WeightShare(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Of the others, whatever that dtype is: norms (float32), quantised tensors."""
     num_pieces: int = 1
     """Equal pieces that tensor parallelism deals out (heads, rows); 1: every device holds all."""
+    can_replicate: bool = True
+    """Whether devices may hold copies of a piece, where they are more than the pieces (KV heads; what is whole)."""
 
     def __post_init__(self) -> None:
         if self.num_pieces < 1:
@@ -82,6 +84,21 @@ class ModelShape:
     @property
     def num_layers(self) -> int:
         return sum(len(kind.layers) for kind in self.layer_weights)
+
+    def check_divides(self, tensor_parallel_size: int) -> None:
+        """Raises FitError: some of the weights cannot be shared by so many devices."""
+        layers = [share for kind in self.layer_weights for share in kind.shares]
+        for share in (*self.first_weights, *layers, *self.last_weights):
+            if not can_divide(share.num_pieces, share.can_replicate, tensor_parallel_size):
+                pieces = f"{share.num_pieces} equal pieces (heads, or rows)"
+                raise FitError(f"the model has weights of {pieces}, which {tensor_parallel_size} devices cannot share")
+
+
+def can_divide(num_pieces: int, can_replicate: bool, tensor_parallel_size: int) -> bool:
+    """Say whether devices can share equal pieces: each gets as many, or as many devices get a copy of each."""
+    if num_pieces % tensor_parallel_size == 0:
+        return True
+    return can_replicate and tensor_parallel_size % num_pieces == 0
 
 
 def bytes_on_device(num_bytes: int, num_pieces: int, tensor_parallel_size: int) -> int:

@@ -1,6 +1,7 @@
 """Is the model in its volume, and what has to be done that it will be: the volume, the Job, and the facts it leaves.
 
-Facts are an annotation of the claim; while it is there the model is cached and no Job is wanted. A Job is immutable:
+Facts are an annotation of the claim; while it is there the model is cached and no Job is wanted, except where another
+version wrote them: the model serves, and a Job reads the files anew, once. A Job is immutable:
 one that should be different is deleted, and made again when it is gone. A Job that has failed for good is made again
 after a while, longer each time; the claim holds the count, because it outlives the Job. Jobs and cache volumes are
 shared: where another LLMDeployment uses the same volume, a Job that is merely different is left alone while it does not
@@ -81,10 +82,10 @@ def plan_model(
         return ModelPlan(verdict=Verdict(holds=True, reason="ImageVolume", message="The model is mounted as an image."))
     facts = recorded_facts(deployment, observed.volume)
     pods = pods_of_job(observed)
-    failure = find_failure(pods) if facts is None else None
-    shortage = failure.shortage if failure is not None else None
+    failure = find_failure(pods) if facts is None or facts.is_outdated else None
+    shortage = failure.shortage if failure is not None and facts is None else None
     volume = plan_volume(deployment, observed, cluster, settings, source=source, shortage=shortage)
-    if facts is not None:
+    if facts is not None and not (facts.is_outdated and volume.can_download):
         return _cached(facts, observed, source, volume)
     if not volume.can_download:
         assert volume.trouble is not None
@@ -102,6 +103,8 @@ def plan_model(
         volume=volume,
     )
     planned = _plan_job(download)
+    if facts is not None and planned.facts is None:
+        planned = replace(planned, verdict=_cached_verdict(facts, source, volume), facts=facts)
     return replace(
         planned,
         actions=(*volume.actions, *planned.actions),
@@ -133,10 +136,14 @@ class _Download:
 
 
 def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: VolumePlan) -> ModelPlan:
+    actions = (*volume.actions, *_delete_job(observed.job, "Done: the model is in the volume"))
+    return ModelPlan(verdict=_cached_verdict(facts, source, volume), facts=facts, actions=actions)
+
+
+def _cached_verdict(facts: ModelFacts, source: Source, volume: VolumePlan) -> Verdict:
     note = f" {volume.note}." if volume.note else ""
     message = f"{format_bytes(facts.bytes)} in PersistentVolumeClaim {source.claim}.{note}"
-    actions = (*volume.actions, *_delete_job(observed.job, "Done: the model is in the volume"))
-    return ModelPlan(verdict=Verdict(holds=True, reason="Cached", message=message), facts=facts, actions=actions)
+    return Verdict(holds=True, reason="Cached", message=message)
 
 
 def _plan_job(given: _Download) -> ModelPlan:

@@ -103,6 +103,8 @@ def judge_fit(settings: EngineSettings, hardware: Hardware, facts: ModelFacts | 
     if facts is None:
         return _unknown("ModelUnknown", "The model's files are not there yet.")
     if facts.shape is None:
+        if facts.is_outdated:
+            return _unknown("FactsOutdated", f"Whether the model fits is being found out: {facts.shape_error}.")
         return _unknown("ArchitectureUnknown", f"Whether the model fits cannot be told: {facts.shape_error}.")
     memory_bytes = device_memory_bytes(settings, hardware)
     if memory_bytes is None:

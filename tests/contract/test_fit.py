@@ -229,6 +229,8 @@ SHAPES: st.SearchStrategy[ModelShape] = st.builds(
             "num_key_value_heads": kv,
             "sliding_window": window,
             "ffn_dim": 96,
+            "intermediate_size": 96,
+            "vocab_size": 120,
         }
     ),
     st.sampled_from(ARCHITECTURES),
@@ -250,6 +252,12 @@ def test_laws_of_any_model(shape: ModelShape, memory: int, length: int, tp: int,
         tensor_parallel_size=tp,
         pipeline_parallel_size=min(pp, shape.num_layers),
     )
+    try:
+        shape.check_divides(tp)
+    except FitError:
+        with pytest.raises(FitError, match=f"{tp} devices cannot share"):
+            check_fit(request)
+        request = replace(request, tensor_parallel_size=1)
     report = check_fit(request)
     assert report.fits == (report.need_bytes <= report.have_bytes) == (length <= report.kv_capacity_tokens)
     assert report.fits == (report.max_concurrent_sequences >= 1)
@@ -261,3 +269,25 @@ def test_laws_of_any_model(shape: ModelShape, memory: int, length: int, tp: int,
     alone = check_fit(replace(request, tensor_parallel_size=1, pipeline_parallel_size=1))
     assert report.weights_bytes <= alone.weights_bytes
     assert report.kv_bytes_per_token <= alone.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("devices", "is_possible"),
+    [(1, True), (2, True), (4, True), (8, True), (3, False), (5, False), (16, False), (32, False)],
+)
+def test_weights_that_devices_cannot_share_are_refused(devices: int, is_possible: bool) -> None:
+    """8 heads, 512 and 1,024 rows; 2 KV heads, of which more devices hold copies."""
+    config = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512, "vocab_size": 1024}
+    request = _request(config, tensor_parallel_size=devices)
+    if is_possible:
+        assert check_fit(request).fits
+    else:
+        with pytest.raises(FitError, match=rf"(8|512|1024) equal pieces .* {devices} devices cannot share"):
+            check_fit(request)
+
+
+def test_a_single_kv_head_is_copied_and_a_single_head_is_not() -> None:
+    multi_query = {"num_attention_heads": 4, "num_key_value_heads": 1}
+    assert check_fit(_request(multi_query, tensor_parallel_size=4)).fits
+    with pytest.raises(FitError, match="1 equal pieces"):
+        check_fit(_request({"num_attention_heads": 1, "num_key_value_heads": 1}, tensor_parallel_size=2))

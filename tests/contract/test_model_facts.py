@@ -38,7 +38,7 @@ def facts(shape: ModelShape | None, path: str = "model-0123456789") -> ModelFact
 
 def deepseek_v3() -> ModelShape:
     """61 layers: 3 dense, 58 with experts; one latent. Every number as long as it gets."""
-    share = WeightShare(num_elements=10**10, num_bytes=10**10, num_pieces=10**5)
+    share = WeightShare(num_elements=10**10, num_bytes=10**10, num_pieces=10**5, can_replicate=False)
     return replace(
         shape_of_config(LLAMA_405B),
         layer_weights=(
@@ -74,6 +74,15 @@ def test_facts_of_an_older_version_tell_what_they_can() -> None:
     assert older is not None
     assert (older.path, older.bytes, older.revision, older.shape) == ("m-1", 5, "abc", None)
     assert "another version" in older.shape_error
+    assert older.is_outdated
+
+
+def test_facts_that_are_written_again_are_not_outdated() -> None:
+    """Whoever writes what a download Job has just found must not find cause for another one in it."""
+    older = decode_facts(OLDER)
+    assert older is not None
+    assert b"isOutdated" not in encode_facts(older)
+    assert decode_facts(encode_facts(older)) == msgspec.structs.replace(older, is_outdated=False)
 
 
 def test_facts_of_a_newer_version_may_say_more() -> None:
@@ -112,4 +121,4 @@ def test_what_is_no_facts_is_none(text: str | bytes) -> None:
 
 
 def test_a_share_is_short_on_the_wire() -> None:
-    assert msgspec.json.encode(WeightShare(num_elements=12, num_bytes=3, num_pieces=4)) == b"[12,3,4]"
+    assert msgspec.json.encode(WeightShare(num_elements=12, num_bytes=3, num_pieces=4)) == b"[12,3,4,true]"

@@ -17,12 +17,15 @@ from plan_world import (
     manifest,
     pending,
     says,
+    served,
 )
 
 from quire_contract import model_facts, names
-from quire_contract.model_facts import DownloadProgress, encode_facts
+from quire_contract.model_facts import DownloadProgress, ModelFacts, encode_facts
 from quire_operator.actions import Annotate
 from quire_operator.observed import WarningEvent
+
+FACTS_ANNOTATION = names.ANNOTATION_FACTS_PREFIX + names.model_digest("hf://a/b", None)
 
 
 def test_progress_is_said() -> None:
@@ -238,3 +241,72 @@ def test_facts_are_recorded_on_a_users_claim_and_nothing_else_is() -> None:
     assert [list(action.annotations) for action in on_claim] == [
         [names.ANNOTATION_FACTS_PREFIX + names.model_digest("pvc://mine/b")]
     ]
+
+
+OLDER_FACTS = (
+    '{"type":"ModelFacts","path":"b-1234","bytes":5,"shape":{"family":"llama","num_layers":2,"parameters":[]}}'
+)
+"""As a version before layers had kinds left them on the claim."""
+
+
+def upgraded() -> World:
+    """A model that serves, whose facts are of the operator's version before."""
+    world = served()
+    volume = copy.deepcopy(world.observed.volume)
+    assert volume is not None
+    volume["metadata"]["annotations"][FACTS_ANNOTATION] = OLDER_FACTS
+    world.see(volume=volume)
+    return world
+
+
+def end_refresh(world: World, message: str) -> None:
+    world.add_job_pod("Succeeded", message=message, exitCode=0)
+    world.end_job("Complete")
+    world.settle()
+
+
+class TestFactsOfAnotherVersion:
+    def test_are_read_anew_while_the_model_serves(self) -> None:
+        world = upgraded()
+        workload = world.workload()
+        plan = world.step()
+        assert described(plan.actions) == [f"Apply Job/{JOB_NAME}"]
+        assert (plan.model_cached.holds, plan.model_cached.reason) == (True, "Cached")
+        assert (plan.fits.holds, plan.fits.reason) == (None, "FactsOutdated")
+        assert world.plan().actions == ()
+        end_refresh(world, encode_facts(FACTS).decode())
+        assert world.observed.job is None
+        assert world.plan().fits.holds is True
+        assert world.plan().facts == FACTS
+        assert world.workload() == workload
+
+    @pytest.mark.parametrize(
+        "message",
+        [encode_facts(ModelFacts(path="b-1234", bytes=5, shape_error="not known")).decode(), OLDER_FACTS],
+        ids=["an unknown family", "a Job of another version"],
+    )
+    def test_are_not_read_again_and_again(self, message: str) -> None:
+        world = upgraded()
+        world.step()
+        end_refresh(world, message)
+        assert world.observed.job is None
+        plan = world.plan()
+        assert (plan.actions, plan.fits.reason) == ((), "ArchitectureUnknown")
+
+    def test_a_failing_job_leaves_the_model_served_and_is_tried_ever_more_seldom(self) -> None:
+        world = upgraded()
+        workload = world.workload()
+        world.step()
+        for wait_s in (15, 30, 60):
+            world.fail_job_pod(model_facts.SOURCE_UNREACHABLE)
+            world.end_job("Failed")
+            world.settle()
+            world.now += wait_s - 1
+            assert world.plan().actions == ()
+            assert world.plan().requeue_after_s == 1
+            world.now += 1
+            assert described(world.step().actions) == [f"Delete Job/{JOB_NAME}"]
+            assert described(world.step().actions) == [f"Apply Job/{JOB_NAME}"]
+            plan = world.plan()
+            assert (plan.model_cached.reason, plan.fits.reason) == ("Cached", "FactsOutdated")
+        assert world.workload() == workload

@@ -70,13 +70,15 @@ def test_what_is_not_known_is_not_judged(given: Hardware, facts: ModelFacts | No
     assert fit.report is None
 
 
-def test_facts_of_an_older_version_leave_it_open() -> None:
-    """As an operator finds them on a volume after it was upgraded."""
+def test_facts_of_an_older_version_are_outdated_and_leave_it_open_until_they_are_read_anew() -> None:
+    """As an operator finds them on a volume after it was upgraded; what it does about it is `test_downloads.py`'s."""
     older = decode_facts(
         '{"type":"ModelFacts","path":"m-1","bytes":5,"shape":{"family":"llama","num_layers":2,"parameters":[]}}'
     )
+    assert older is not None
+    assert older.is_outdated
     fit = judge({}, hardware("8Gi"), older)
-    assert (fit.verdict.holds, fit.verdict.reason) == (None, "ArchitectureUnknown")
+    assert (fit.verdict.holds, fit.verdict.reason) == (None, "FactsOutdated")
     assert "read by another version of Quire." in fit.verdict.message
 
 
@@ -91,6 +93,14 @@ def test_more_devices_hold_a_share_each() -> None:
     shared = judge(engine, hardware("8Gi"))
     assert shared.report is not None
     assert shared.report.have_bytes == int(2 * GIB * 0.9)
+
+
+def test_devices_that_cannot_share_the_model_are_not_said_to_hold_it() -> None:
+    """32 heads on 3 GPUs: the server refuses to load it."""
+    engine = {"maxModelLen": 1024, "tensorParallelSize": 3}
+    fit = judge(engine, hardware(gpu_bytes=80 * GIB, num_gpus=3))
+    assert (fit.verdict.holds, fit.verdict.reason) == (None, "FitUnknown")
+    assert "3 devices cannot share" in fit.verdict.message
 
 
 def test_more_positions_than_the_model_has() -> None:

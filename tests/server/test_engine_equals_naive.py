@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from kv_storage import build_storage
+from kv_storage import build_storage, small_kv_cache
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from quire_kernels._cpu import native
@@ -148,7 +148,7 @@ class Case:
             max_model_len=MAX_MODEL_LEN,
             num_blocks=num_blocks,
             block_size=self.block_size,
-            sliding_window=sliding_window,
+            kv_cache=small_kv_cache(sliding_window),
             enable_prefix_caching=self.enable_prefix_caching,
             max_steps_ahead=max_steps_ahead,
         )
@@ -317,7 +317,7 @@ class ForkedRun:
                 num_blocks=num_blocks,
                 block_size=block_size,
                 max_num_batched_tokens=512,
-                sliding_window=sliding_window,
+                kv_cache=small_kv_cache(sliding_window),
             )
         )
         self.num_block_copies = 0

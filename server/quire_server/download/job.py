@@ -44,10 +44,15 @@ def download(request: DownloadRequest, meter: Meter) -> ModelFacts:
     model = ModelDirectory(request.directory, key)
     source = _open_source(request)
     facts = _complete_facts(model, meter)
-    if facts is None:
-        with model.locked(lambda: meter.say("waiting for another download of this model")):
-            facts = _complete_facts(model, meter) or _fetch(request, source(), model, meter)
-    return facts
+    if facts is not None and facts == model.read_facts():
+        return facts
+    with model.locked(lambda: meter.say("waiting for another download of this model")):
+        facts = _complete_facts(model, meter)
+        if facts is None:
+            return _fetch(request, source(), model, meter)
+        if facts != model.read_facts():
+            model.write_facts(facts, model.path)
+        return facts
 
 
 def _complete_facts(model: ModelDirectory, meter: Meter) -> ModelFacts | None:
@@ -58,7 +63,6 @@ def _complete_facts(model: ModelDirectory, meter: Meter) -> ModelFacts | None:
     size = size_of(model.path)
     if facts is None:  # `quire up` makes the marker, and leaves it empty
         facts = read_facts(model.path, model.path.name, None)
-        model.write_facts(facts, model.path)
     elif facts.bytes != size or not (model.volume / facts.path).exists():
         logger.warning(
             "%s was complete with %s and now has %s: fetching what is missing",
@@ -67,7 +71,6 @@ def _complete_facts(model: ModelDirectory, meter: Meter) -> ModelFacts | None:
         return None
     elif facts.shape is None:  # this version may know the model, or understand what another one wrote
         facts = read_facts(model.path, model.path.name, facts.revision)
-        model.write_facts(facts, model.path)
     meter.start(facts.bytes, facts.bytes)
     return facts
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from quire_contract.kv_cache import KVCacheSpec
 from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
 from quire_server.engine.output import RequestOutput, SchedulerStats
@@ -30,8 +31,8 @@ class EngineCoreConfig:
     num_blocks: int
     """Blocks of the KV tensors, the reserved block 0 among them."""
     block_size: int
-    sliding_window: int | None = None
-    """Positions that a token sees, itself included. Set only when it is the same in every layer."""
+    kv_cache: KVCacheSpec
+    """Of the whole model."""
     enable_prefix_caching: bool = True
     max_steps_ahead: int = 0
     """Steps that may be in flight when another one is scheduled."""
@@ -46,7 +47,7 @@ class EngineCore:
                 num_blocks=config.num_blocks,
                 block_size=config.block_size,
                 max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
-                sliding_window=config.sliding_window,
+                kv_cache=config.kv_cache,
                 enable_prefix_caching=config.enable_prefix_caching,
             )
         )

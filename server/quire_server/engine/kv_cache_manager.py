@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from quire_contract.kv_cache import max_blocks_in_window
+from quire_contract.kv_cache import KVCacheSpec
 from quire_server.engine.block_pool import ROOT_HASH, BlockPool, ExtraKeys, KVCacheBlock, hash_block
 from quire_server.engine.request import Request
 from quire_server.engine.step import BlockCopy
@@ -36,8 +36,8 @@ class KVCacheParams:
     block_size: int
     max_num_batched_tokens: int
     """Most tokens that one request can be given in one step."""
-    sliding_window: int | None = None
-    """Positions that a token sees, itself included. Set only when it is the same in every layer."""
+    kv_cache: KVCacheSpec
+    """What is kept of the whole model: it says behind which window blocks are let go, and how many a request holds."""
     enable_prefix_caching: bool = True
 
 
@@ -80,16 +80,12 @@ class KVCacheManager:
 
     def __init__(self, params: KVCacheParams) -> None:
         self._block_size = params.block_size
-        self._sliding_window = params.sliding_window
+        self._params = params
+        self._sliding_window = params.kv_cache.uniform_window
         self._enable_prefix_caching = params.enable_prefix_caching
         self._pool = BlockPool(params.num_blocks)
         self._tables: dict[str, _BlockTable] = {}
         self._block_copies: list[BlockCopy] = []
-        self._max_blocks_per_request = self._pool.num_total + 1
-        if params.sliding_window is not None:
-            self._max_blocks_per_request = max_blocks_in_window(
-                params.sliding_window, params.block_size, params.max_num_batched_tokens
-            )
 
     # Room
 
@@ -278,7 +274,11 @@ class KVCacheManager:
 
     def _max_held_blocks(self, num_tokens: int) -> int:
         """Return the most blocks that a request of `num_tokens` holds at any one time."""
-        return min(self._num_blocks(num_tokens), self._max_blocks_per_request)
+        return self._params.kv_cache.max_held_blocks(
+            num_tokens,
+            block_size=self._block_size,
+            max_num_batched_tokens=self._params.max_num_batched_tokens,
+        )
 
     def _num_revived(self, prefix: CachedPrefix) -> int:
         """Return how many of a prefix's blocks are in the free list and will leave it."""

@@ -127,4 +127,9 @@ class Runner(Protocol):
     one samples is there when a later one computes it.
     """
 
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether `submit` returns before the step is done."""
+        ...
+
     def submit(self, scheduler_output: SchedulerOutput) -> StepHandle: ...

@@ -40,8 +40,7 @@ def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:
 
     Raises UnsupportedModelError, CheckpointError: as loading it would.
     """
-    shape = shape_of_config(checkpoint.config, lookup_in(checkpoint))
-    return replace(shape, checkpoint_dtype=checkpoint.default_dtype)
+    return shape_of_plan(plan_model(checkpoint.config, lookup_in(checkpoint)), checkpoint.default_dtype)
 
 
 def shape_of_config(config: Mapping[str, Any], stored: StoredLookup = nothing_stored) -> ModelShape:
@@ -49,9 +48,13 @@ def shape_of_config(config: Mapping[str, Any], stored: StoredLookup = nothing_st
 
     Raises UnsupportedModelError, CheckpointError: as loading it would.
     """
-    plan = plan_model(config, stored)
+    return shape_of_plan(plan_model(config, stored))
+
+
+def shape_of_plan(plan: ModelPlan, checkpoint_dtype: str | None = None) -> ModelShape:
+    """Return the shape of what is planned. Raises UnsupportedModelError."""
     try:
-        return build_model_shape(plan)
+        return replace(build_model_shape(plan), checkpoint_dtype=checkpoint_dtype)
     except FitError as error:
         raise UnsupportedModelError(f"The model's config is not usable: {error}.") from error
 
@@ -86,13 +89,14 @@ def _layer_weights(plan: ModelPlan) -> tuple[LayerWeights, ...]:
 
 def _shares(tensors: Iterable[TensorPlan]) -> tuple[WeightShare, ...]:
     """Join what devices divide alike. What a tensor takes is linear in the bytes of an element."""
-    num_elements: Counter[int] = Counter()
-    num_bytes: Counter[int] = Counter()
+    num_elements: Counter[tuple[int, bool]] = Counter()
+    num_bytes: Counter[tuple[int, bool]] = Counter()
     for tensor in tensors:
-        for (num_pieces, fixed_bytes), (_, with_one_byte) in zip(tensor.pieces(0), tensor.pieces(1), strict=True):
-            num_elements[num_pieces] += with_one_byte - fixed_bytes
-            num_bytes[num_pieces] += fixed_bytes
+        for fixed, with_one_byte in zip(tensor.pieces(0), tensor.pieces(1), strict=True):
+            how = (fixed.num_pieces, fixed.can_replicate)
+            num_elements[how] += with_one_byte.num_bytes - fixed.num_bytes
+            num_bytes[how] += fixed.num_bytes
     return tuple(
-        WeightShare(num_elements=num_elements[pieces], num_bytes=num_bytes[pieces], num_pieces=pieces)
-        for pieces in sorted(num_elements)
+        WeightShare(num_elements=num_elements[how], num_bytes=num_bytes[how], num_pieces=how[0], can_replicate=how[1])
+        for how in sorted(num_elements)
     )

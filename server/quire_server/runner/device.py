@@ -1,4 +1,7 @@
-"""Which device a worker runs on."""
+"""Which device a worker runs on.
+
+It is also where the worker's process works (`use_device`).
+"""
 
 import torch
 
@@ -12,7 +15,8 @@ def choose_device(config: EngineConfig, rank: int) -> torch.device:
     Raises:
         ConfigError: a GPU was asked for, and there is none for this rank.
     """
-    num_gpus = torch.cuda.device_count() if config.device != "cpu" else 0
+    # The driver may count GPUs that it cannot initialise.
+    num_gpus = torch.cuda.device_count() if config.device != "cpu" and torch.cuda.is_available() else 0
     if config.device == "cuda" and num_gpus == 0:
         raise ConfigError("--device cuda was asked for, and torch sees no CUDA device.", stage="Starting")
     if num_gpus == 0:
@@ -24,3 +28,9 @@ def choose_device(config: EngineConfig, rank: int) -> torch.device:
             hint="Lower --tensor-parallel-size or --pipeline-parallel-size, or give the server more GPUs.",
         )
     return torch.device("cuda", rank)
+
+
+def use_device(device: torch.device) -> None:
+    """Let what names no device of its own (kernels, streams, graphs) go to this one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -7,7 +7,8 @@ allocates anything (`kv_cache`).
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from quire_contract.fit import NUM_NULL_BLOCKS, DeviceMemory, FitRequest, device_memory, usable_bytes
 from quire_contract.kv_cache import KVCacheSpec
@@ -46,8 +47,8 @@ class KVCachePlan:
 
     spec: KVCacheSpec
     """This device's."""
-    sliding_window: int | None
-    """Behind which blocks are let go. The whole model's: what no layer here needs, one of another stage may."""
+    whole: KVCacheSpec
+    """The whole model's, by which blocks are held and let go: what no layer here needs, one of another stage may."""
     num_blocks: int
     """The null block included."""
     block_size: int
@@ -58,6 +59,10 @@ class KVCachePlan:
     def num_tokens(self) -> int:
         """Tokens that can be cached at once."""
         return (self.num_blocks - NUM_NULL_BLOCKS) * self.block_size
+
+    def resized(self, num_blocks: int, max_model_len: int) -> "KVCachePlan":
+        budget = replace(self.budget, kv_cache=num_blocks * self.spec.bytes_per_block(self.block_size))
+        return replace(self, num_blocks=num_blocks, max_model_len=max_model_len, budget=budget)
 
 
 def plan_kv_cache(
@@ -77,18 +82,7 @@ def plan_kv_cache(
     """
     cache, scheduler = config.cache, config.scheduler
     _check_model_len(shape, config.model.max_model_len)
-    request = FitRequest(
-        shape=shape,
-        memory_bytes=available_bytes,
-        gpu_memory_utilization=cache.gpu_memory_utilization,
-        dtype=dtype,
-        max_model_len=config.model.max_model_len,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        block_size=cache.block_size,
-        tensor_parallel_size=config.parallel.tensor_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
-    )
+    request = _fit_request(shape, config, available_bytes, dtype)
     device = device_memory(request, stage)
     usable = usable_bytes(available_bytes, cache.gpu_memory_utilization)
     num_blocks = _num_blocks(cache, device, usable)
@@ -100,7 +94,7 @@ def plan_kv_cache(
         num_blocks = min(num_blocks, num_blocks_needed)
     return KVCachePlan(
         spec=device.kv_cache,
-        sliding_window=request.kv_cache.uniform_window,
+        whole=request.kv_cache,
         num_blocks=num_blocks,
         block_size=cache.block_size,
         max_model_len=max_model_len,
@@ -113,6 +107,13 @@ def plan_kv_cache(
     )
 
 
+def agree_on_kv_cache(plans: Sequence[KVCachePlan]) -> tuple[KVCachePlan, ...]:
+    """Return the plans of an engine's workers with the sizes that all of them can hold: block tables are common."""
+    num_blocks = min(plan.num_blocks for plan in plans)
+    max_model_len = min(plan.max_model_len for plan in plans)
+    return tuple(plan.resized(num_blocks, max_model_len) for plan in plans)
+
+
 def log_plan(plan: KVCachePlan) -> None:
     """Say where the memory goes, so that nobody has to guess."""
     logger.info(
@@ -123,6 +124,21 @@ def log_plan(plan: KVCachePlan) -> None:
         plan.num_tokens / plan.max_model_len,
         plan.max_model_len,
         plan.budget.as_table(),
+    )
+
+
+def _fit_request(shape: ModelShape, config: EngineConfig, available_bytes: int, dtype: str) -> FitRequest:
+    return FitRequest(
+        shape=shape,
+        memory_bytes=available_bytes,
+        gpu_memory_utilization=config.cache.gpu_memory_utilization,
+        dtype=dtype,
+        max_model_len=config.model.max_model_len,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        block_size=config.cache.block_size,
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
     )
 
 

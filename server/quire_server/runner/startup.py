@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from quire_contract.fit import NUM_NULL_BLOCKS
 from quire_contract.phases import Phase
 from quire_kernels import backend_summary
@@ -11,10 +13,9 @@ from quire_server.config import EngineConfig, SchedulerConfig
 from quire_server.engine.border.messages import EngineProgress, EngineReady
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.step import NewRequestData, Runner, ScheduledRequest, SchedulerOutput
-from quire_server.runner.executor import start_executor
+from quire_server.runner.executor import ExecutorInfo, start_executor
 from quire_server.runner.memory import KVCachePlan
-from quire_server.runner.model_runner import ModelRunner
-from quire_server.runner.worker import OnProgress, Stopwatch, Worker
+from quire_server.runner.worker import OnProgress, Stopwatch
 from quire_server.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 _NUM_WARM_UP_TOKENS = 8
 _SLOW_STEP_S = 600.0
 """A long prompt's step in a large model, on the slowest CPUs that one may try it on."""
+_COMPILING_STEP_S = 180.0
+"""An accelerator's step in whose middle a kernel is compiled, or a graph recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +49,11 @@ def start_engine(
     """
     stopwatch = Stopwatch(earlier_seconds or {})
     executor = start_executor(config, on_progress=on_progress, stopwatch=stopwatch)
-    worker = executor.worker
-    core = EngineCore(_build_core_config(config, worker), executor)
+    core = EngineCore(_build_core_config(config, executor.info.kv_cache, executor), executor)
     on_progress(EngineProgress(phase=Phase.WARMING_UP))
-    warm_up(executor, worker.plan)
+    warm_up(executor, executor.info.kv_cache)
     stopwatch.lap("warm_up")
-    info = _build_info(worker, stopwatch.seconds)
+    info = _build_info(executor.info, stopwatch.seconds)
     logger.info("Engine is ready: device=%s dtype=%s seconds=%s", info.device, info.dtype, info.load_seconds)
     return StartedEngine(core=core, info=info)
 
@@ -93,39 +95,48 @@ def _warm_up_share(*, first_position: int, num_tokens: int, new_block_ids: Seque
     )
 
 
-def _build_core_config(config: EngineConfig, worker: Worker) -> EngineCoreConfig:
-    plan = worker.plan
+def _build_core_config(config: EngineConfig, plan: KVCachePlan, runner: Runner) -> EngineCoreConfig:
     return EngineCoreConfig(
         scheduler=config.scheduler,
         max_model_len=plan.max_model_len,
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
-        sliding_window=plan.sliding_window,
+        kv_cache=plan.whole,
         enable_prefix_caching=config.cache.enable_prefix_caching,
-        max_steps_ahead=num_steps_ahead(config.scheduler, worker.runner),
+        max_steps_ahead=num_steps_ahead(config.scheduler, runner),
     )
 
 
-def num_steps_ahead(config: SchedulerConfig, runner: ModelRunner) -> int:
+def num_steps_ahead(config: SchedulerConfig, runner: Runner) -> int:
     """Return how many steps may be in flight when another one is scheduled.
 
     Where the host computes the step itself, looking ahead gains nothing (docs/adr/0005).
     """
+    if config.async_scheduling and not runner.is_asynchronous:
+        logger.warning(
+            "--async-scheduling: this device has done a step when it is handed over, so that results come a step late"
+            " and nothing is gained."
+        )
     is_wanted = runner.is_asynchronous if config.async_scheduling is None else config.async_scheduling
     return 1 if is_wanted else 0
 
 
-def _build_info(worker: Worker, seconds: dict[str, float]) -> EngineReady:
-    plan, model = worker.plan, worker.model
+def max_step_s(device: torch.device) -> float:
+    """Return how long a step may take before the engine is taken for hung."""
+    return _SLOW_STEP_S if device.type == "cpu" else _COMPILING_STEP_S
+
+
+def _build_info(info: ExecutorInfo, seconds: dict[str, float]) -> EngineReady:
+    plan = info.kv_cache
     return EngineReady(
         max_model_len=plan.max_model_len,
-        vocab_size=model.spec.vocab_size,
+        vocab_size=info.vocab_size,
         num_blocks=plan.num_blocks - NUM_NULL_BLOCKS,
         block_size=plan.block_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=backend_summary(worker.device),
-        weights_bytes=model.num_parameter_bytes,
+        dtype=str(info.dtype).removeprefix("torch."),
+        device=backend_summary(info.device),
+        weights_bytes=info.weights_bytes,
         kv_cache_bytes=plan.budget.kv_cache,
         load_seconds=seconds,
-        max_step_s=_SLOW_STEP_S if worker.device.type == "cpu" else 0.0,
+        max_step_s=max_step_s(info.device),
     )

@@ -77,6 +77,21 @@ def test_a_shape_that_another_version_wrote_is_read_anew(mirror, start_job, volu
     assert decode_facts(marker.read_bytes()) == facts
 
 
+def test_a_model_of_an_unknown_family_is_looked_at_each_time_and_its_marker_left_alone(
+    mirror, start_job, volume, model
+) -> None:
+    config = json.loads((model / "config.json").read_bytes())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["NobodyKnowsForCausalLM"]}))
+    mirror.serve(REPOSITORY, model)
+    facts = start_job(URI).facts()
+    assert facts.shape is None
+    before = (volume / KEY / COMPLETE_MARKER).stat()
+    mirror.stop()
+    assert start_job(URI).facts() == facts
+    after = (volume / KEY / COMPLETE_MARKER).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_download_goes_on_where_it_was(mirror, start_job, volume, tmp_path, support, how) -> None:
     model = support.write_model(tmp_path / "repository", num_files=2, size=2_000_000)

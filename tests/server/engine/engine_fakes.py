@@ -8,7 +8,9 @@ each changes every token that follows.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
@@ -48,6 +50,7 @@ class _RunnerRequest:
 
 @dataclass
 class FakeRunner:
+    is_asynchronous: ClassVar[bool] = False
     num_blocks: int
     block_size: int
     sliding_window: int | None = None
@@ -257,9 +260,11 @@ def make_request(request_id: str = "a", prompt: Sequence[int] = (1, 2, 3, 4, 5),
     return Request.from_engine_request(make_engine_request(request_id, prompt, **kwargs))  # type: ignore[arg-type]
 
 
-def make_manager(num_blocks: int = 11, block_size: int = 4, **kwargs: object) -> KVCacheManager:
+def make_manager(
+    num_blocks: int = 11, block_size: int = 4, sliding_window: int | None = None, **kwargs: object
+) -> KVCacheManager:
     """`num_blocks` counts the null block."""
-    params = {"max_num_batched_tokens": 64, **kwargs}
+    params = {"max_num_batched_tokens": 64, "kv_cache": small_kv_cache(sliding_window), **kwargs}
     return KVCacheManager(KVCacheParams(num_blocks=num_blocks, block_size=block_size, **params))  # type: ignore[arg-type]
 
 

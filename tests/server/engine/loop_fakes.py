@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
+from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.border.calls import Call, Reply, ResetPrefixCache
@@ -80,6 +81,7 @@ class FakeWire:
 
 def make_core() -> EngineCore:
     config = EngineCoreConfig(
+        kv_cache=small_kv_cache(),
         scheduler=SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=8),
         max_model_len=MAX_MODEL_LEN,
         num_blocks=20,

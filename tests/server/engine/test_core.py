@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
+from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
@@ -13,6 +14,7 @@ from quire_server.engine.step import RunnerOutput, SchedulerOutput
 def make_core(num_blocks: int = 20, block_size: int = 4, **scheduler: object) -> tuple[EngineCore, FakeRunner]:
     runner = FakeRunner(num_blocks, block_size)
     config = EngineCoreConfig(
+        kv_cache=small_kv_cache(),
         scheduler=SchedulerConfig(**{"max_num_seqs": 4, "max_num_batched_tokens": 16, **scheduler}),
         max_model_len=100,
         num_blocks=num_blocks,
@@ -95,6 +97,8 @@ def test_a_running_request_is_aborted_between_steps() -> None:
 
 class FailingRunner:
     """Fails at once, or (as a device does) when somebody waits for the step."""
+
+    is_asynchronous = False
 
     def __init__(self, is_late: bool) -> None:
         self.is_late = is_late

@@ -7,6 +7,7 @@ import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
@@ -70,7 +71,7 @@ def make_engine(
         max_model_len=MAX_MODEL_LEN,
         num_blocks=num_blocks,
         block_size=block_size,
-        sliding_window=sliding_window,
+        kv_cache=small_kv_cache(sliding_window),
     )
     return EngineCore(config, runner), runner
 

@@ -2,6 +2,8 @@ from collections.abc import Sequence
 
 import pytest
 from engine_fakes import make_manager, make_request
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quire_server.engine import kv_cache_manager
 from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager
@@ -204,10 +206,10 @@ class TestAdmission:
 
     @pytest.mark.parametrize(
         ("sliding_window", "num_tokens", "expected"),
-        [(None, 12, True), (None, 13, False), (5, 1000, True), (6, 1000, False), (6, 12, True)],
+        [(None, 12, True), (None, 13, False), (5, 1000, True), (6, 1000, True), (7, 1000, False), (7, 12, True)],
     )
     def test_a_sliding_window_bounds_what_a_request_holds(self, sliding_window, num_tokens, expected) -> None:
-        # 3 blocks of 4; steps of up to 4 tokens: a window of 5 sees 4 + 4 tokens, which touch at most 3 blocks.
+        # 3 blocks of 4; steps of up to 4 tokens: a window of 6 sees 5 + 4 tokens, which touch at most 3 blocks.
         manager = make_manager(num_blocks=4, block_size=4, max_num_batched_tokens=4, sliding_window=sliding_window)
         assert manager.fits_alone(num_tokens) is expected
 
@@ -253,6 +255,22 @@ class TestSlidingWindow:
         # The token at position 8 sees 6, 7 and itself: blocks 3 and 4.
         assert manager.block_ids(request)[:4] == [0, 0, 0, first[3]]
         assert manager.usage == pytest.approx(2 / 10)
+
+    @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 9), st.data())
+    def test_the_blocks_that_a_window_and_a_step_touch_are_enough(
+        self, window: int, block_size: int, budget: int, data: st.DataObject
+    ) -> None:
+        positions = [range(start, start + window - 1 + budget) for start in range(block_size)]
+        num_needed = max(len({position // block_size for position in span}) for span in positions)
+        manager = make_manager(
+            num_blocks=num_needed + 1, block_size=block_size, sliding_window=window, max_num_batched_tokens=budget
+        )
+        request = make_request("a", range(60))
+        assert manager.fits_alone(60)
+        while request.num_computed_tokens < 60:
+            num_tokens = min(data.draw(st.integers(1, budget)), 60 - request.num_computed_tokens)
+            assert manager.allocate(request, num_tokens) is not None
+            request.num_computed_tokens += num_tokens
 
     def test_a_long_request_runs_in_a_cache_of_a_few_blocks(self) -> None:
         manager = make_manager(num_blocks=4, block_size=2, sliding_window=3, max_num_batched_tokens=2)

@@ -12,6 +12,7 @@ from engine_fakes import (
     token_logprobs,
 )
 from engine_fakes import SchedulerDriver as Driver
+from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
@@ -214,6 +215,7 @@ class SlowHandle:
 def make_core(max_steps_ahead: int, num_drafts: int = 0) -> tuple[EngineCore, SlowRunner]:
     runner = SlowRunner(20, 4, num_drafts=num_drafts)
     config = EngineCoreConfig(
+        kv_cache=small_kv_cache(),
         scheduler=SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16),
         max_model_len=100,
         num_blocks=20,

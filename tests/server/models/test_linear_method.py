@@ -157,10 +157,10 @@ def test_bytes_are_the_methods(toy: None) -> None:
     assert [packed.loaded_bytes(itemsize) for itemsize in (2, 4)] == [64 * 32] * 2
     assert [plain.loaded_bytes(itemsize) for itemsize in (2, 4)] == [64 * 96 * 2, 64 * 96 * 4]
     assert [norm.loaded_bytes(itemsize) for itemsize in (2, 4)] == [64 * 4] * 2
-    assert list(packed.pieces(2)) == [(2, 64 * 32)]
-    assert list(plain.pieces(2)) == [(96, 64 * 96 * 2)]
-    assert list(norm.pieces(2)) == [(1, 256)]
-    assert list(head.pieces(2)) == [(97, 97 * 64 * 2)]
+    assert list(packed.pieces(2)) == [(2, True, 64 * 32)]
+    assert list(plain.pieces(2)) == [(96, False, 64 * 96 * 2)]
+    assert list(norm.pieces(2)) == [(1, True, 256)]
+    assert list(head.pieces(2)) == [(97, False, 97 * 64 * 2)]
     assert (packed.is_split, norm.is_split) == (True, False)
 
 

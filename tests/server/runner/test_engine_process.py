@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import torch
 import zmq
+from kv_storage import small_kv_cache
 from transformers import LlamaForCausalLM
 
 from quire_contract.paths import TERMINATION_LOG_ENV
@@ -306,6 +307,8 @@ def test_the_engine_does_not_outlive_its_parent(llama_checkpoint: Path, start: S
 class FailingRunner:
     """Works until it has to decode."""
 
+    is_asynchronous = False
+
     error: Exception
     steps: list[SchedulerOutput] = field(default_factory=list)
 
@@ -335,7 +338,10 @@ def test_a_failing_step_ends_the_engine_and_says_why(
     error: Exception,
     code: str,
 ) -> None:
-    core = EngineCore(EngineCoreConfig(max_model_len=128, num_blocks=20, block_size=4), FailingRunner(error))
+    core = EngineCore(
+        EngineCoreConfig(kv_cache=small_kv_cache(), max_model_len=128, num_blocks=20, block_size=4),
+        FailingRunner(error),
+    )
     ready = EngineReady(
         max_model_len=128,
         vocab_size=264,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from quire_contract.model_shape import ModelShape
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
 from quire_server.models.footprint import shape_of_config
-from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
+from quire_server.runner.memory import KVCachePlan, agree_on_kv_cache, log_plan, plan_kv_cache
 
 GIB = 1 << 30
 
@@ -65,8 +65,8 @@ def test_fixed_bytes() -> None:
 
 @pytest.mark.parametrize(("window", "expected"), [(64, 64), (None, None)])
 def test_blocks_go_behind_a_window_of_all_layers(window: int | None, expected: int | None) -> None:
-    assert plan(architectures=["MistralForCausalLM"], sliding_window=window).sliding_window == expected
-    assert plan(architectures=["Gemma2ForCausalLM"], sliding_window=window).sliding_window is None
+    assert plan(architectures=["MistralForCausalLM"], sliding_window=window).whole.uniform_window == expected
+    assert plan(architectures=["Gemma2ForCausalLM"], sliding_window=window).whole.uniform_window is None
 
 
 def test_a_cpu_takes_no_more_than_its_sequences_can_need() -> None:
@@ -156,3 +156,28 @@ def test_the_plan_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     log_plan(plan())
     assert "2048 blocks of 16 tokens = 32768 tokens, 8.0 sequences of max_model_len=4096" in caplog.text
+
+
+def test_workers_agree_on_what_the_smallest_can_hold() -> None:
+    """Of five layers the first of two stages has three, so that its blocks are larger and fewer."""
+    block_bytes = 16 * (BYTES_PER_TOKEN // 4)  # of one layer
+    config = EngineConfig(
+        model=ModelConfig(model="m", path=Path("m"), served_model_names=("m",)),
+        cache=CacheConfig(kv_cache_memory_bytes=1 << 20),
+        scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=512),
+        parallel=ParallelConfig(pipeline_parallel_size=2),
+    )
+    plans = [
+        plan_kv_cache(
+            shape_of(num_hidden_layers=5), config, available_bytes=GIB, dtype="bfloat16", is_cpu=False, stage=stage
+        )
+        for stage in range(2)
+    ]
+    own = [(1 << 20) // (num_layers * block_bytes) for num_layers in (3, 2)]
+    assert [made.num_blocks for made in plans] == own
+    assert [made.max_model_len for made in plans] == [(num_blocks - 1) * 16 for num_blocks in own]
+    agreed = agree_on_kv_cache(plans)
+    assert [(made.num_blocks, made.max_model_len) for made in agreed] == [(own[0], (own[0] - 1) * 16)] * 2
+    assert [made.budget.kv_cache for made in agreed] == [own[0] * num_layers * block_bytes for num_layers in (3, 2)]
+    assert agreed[0] == plans[0]
+    assert agree_on_kv_cache(plans[1:]) == (plans[1],)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kv_storage import build_storage
+from kv_storage import build_storage, small_kv_cache
 
 from quire_kernels._cpu import native
 from quire_kernels._cpu.variants import library_path
@@ -50,7 +50,11 @@ def run(checkpoint: Path, dtype: torch.dtype, *, enable_recording: bool, **param
     runner = ModelRunner(model, storage, config, device=CPU)
     core = EngineCore(
         EngineCoreConfig(
-            scheduler=SchedulerConfig(max_num_seqs=8), max_model_len=128, num_blocks=120, block_size=BLOCK_SIZE
+            kv_cache=small_kv_cache(),
+            scheduler=SchedulerConfig(max_num_seqs=8),
+            max_model_len=128,
+            num_blocks=120,
+            block_size=BLOCK_SIZE,
         ),
         runner,
     )

@@ -7,7 +7,7 @@ may keep one module in 4 bits and its neighbour unquantised. How a layer of a me
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from quire_server.models.planning.layout import LinearWeights, ModuleLayout, Segment, module_layouts
 from quire_server.weights.stored import StoredTensor
@@ -21,6 +21,15 @@ StoredLookup = Callable[[str], StoredTensor | None]
 def nothing_stored(name: str) -> StoredTensor | None:
     """Be the lookup of a plan that is made from a config alone."""
     return None
+
+
+class Pieces(NamedTuple):
+    """Loaded bytes that tensor parallelism divides alike."""
+
+    num_pieces: int
+    can_replicate: bool
+    num_bytes: int
+    """Of all pieces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +58,14 @@ class TensorPlan:
         """Return what the whole tensor takes once loaded, in a model whose dtype has `itemsize` bytes."""
         return self.num_elements * itemsize if self.fixed_bytes is None else self.fixed_bytes
 
-    def pieces(self, itemsize: int) -> Iterator[tuple[int, int]]:
-        """Yield the loaded bytes by what divides them: (equal pieces, bytes of all of them); 1: is never divided."""
+    def pieces(self, itemsize: int) -> Iterator[Pieces]:
+        """Yield the loaded bytes by what divides them; one piece that may be replicated: is never divided."""
         whole = self.loaded_bytes(itemsize)
         if not self.segments:
-            yield 1, whole
+            yield Pieces(1, True, whole)
         size = sum(segment.size for segment in self.segments)
         for segment in self.segments:
-            yield segment.num_units, whole * segment.size // size
+            yield Pieces(segment.num_units, segment.can_replicate, whole * segment.size // size)
 
 
 class Part(Protocol):

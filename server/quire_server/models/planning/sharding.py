@@ -7,7 +7,7 @@ Invariant: the slices of all ranks, joined, are the whole; only units that may b
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quire_contract.model_shape import bytes_on_device
+from quire_contract.model_shape import bytes_on_device, can_divide
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import Segment
 from quire_server.models.planning.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
@@ -72,16 +72,13 @@ def shard_module(plan: LinearPlan, module: ModulePlan, share: ModelShare) -> Mod
 def shard_units(segment: Segment, share: ModelShare, owner: str) -> range:
     """Return which units of a segment a rank holds. Raises UnsupportedModelError naming the owner."""
     num_units, world_size = segment.num_units, share.world_size
-    if num_units % world_size == 0:
-        per_rank = num_units // world_size
-        return range(share.rank * per_rank, (share.rank + 1) * per_rank)
-    if segment.can_replicate and world_size % num_units == 0:
-        own = share.rank * num_units // world_size
-        return range(own, own + 1)
-    raise UnsupportedModelError(
-        f"{owner}: {num_units} {segment.name} cannot be divided among {world_size} devices.",
-        hint="Choose a --tensor-parallel-size that divides it.",
-    )
+    if not can_divide(num_units, segment.can_replicate, world_size):
+        raise UnsupportedModelError(
+            f"{owner}: {num_units} {segment.name} cannot be divided among {world_size} devices.",
+            hint="Choose a --tensor-parallel-size that divides it.",
+        )
+    begin = share.rank * num_units // world_size
+    return range(begin, begin + max(1, num_units // world_size))
 
 
 def table_rows(plan: TablePlan, share: ModelShare) -> range:
@@ -99,5 +96,5 @@ def check_divides(tensors: Iterable[TensorPlan], share: ModelShare) -> None:
 def loaded_bytes(tensor: TensorPlan, itemsize: int, share: ModelShare) -> int:
     """Return what a rank holds of a tensor once it is loaded."""
     return sum(
-        bytes_on_device(num_bytes, num_pieces, share.world_size) for num_pieces, num_bytes in tensor.pieces(itemsize)
+        bytes_on_device(pieces.num_bytes, pieces.num_pieces, share.world_size) for pieces in tensor.pieces(itemsize)
     )
