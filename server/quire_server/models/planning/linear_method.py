@@ -38,7 +38,7 @@ def select_method_for(config: Mapping[str, Any]) -> MethodFor:
     if not quantization:
         return _unquantized
     name = quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else quantization
-    if name not in QUANTIZATIONS:
+    if not isinstance(name, str) or name not in QUANTIZATIONS:
         raise UnsupportedModelError(
             f"The checkpoint is quantised with {name!r}, which is not supported.",
             hint="Use the unquantised checkpoint, or a GGUF file.",
