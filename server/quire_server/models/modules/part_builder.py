@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.modules.embedding import Embedding, TableEmbedding, VocabularyShard
-from quire_server.models.modules.linear import Linear, TensorReader, load_linear
+from quire_server.models.modules.linear import Linear, TensorReader, load_linear, take_rows
 from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
 from quire_server.models.planning.parts import LinearPlan, NormPlan, TablePlan
 from quire_server.models.planning.sharding import ModelShare, table_rows
@@ -41,7 +41,7 @@ class PartBuilder:
     def table(self, plan: TablePlan) -> Embedding:
         table = self.reader.read(f"{plan.module}.weight", self.reader.dtype)
         rows = table_rows(plan, self.share)
-        embedding = TableEmbedding(table[rows.start : rows.stop])
+        embedding = TableEmbedding(take_rows(table, rows))
         self._sizes.append(embedding.size_bytes)
         return self.of_shard(embedding, rows, plan)
 
