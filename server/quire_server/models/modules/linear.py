@@ -29,6 +29,14 @@ class Linear(Protocol):
         ...
 
 
+class TableLinear(Linear, Protocol):
+    """A linear layer whose weight is an embedding too."""
+
+    def look_up(self, ids: Tensor) -> Tensor:  # [num_tokens] int64 -> [num_tokens, in_features], freshly made
+        """Return rows of the weight."""
+        ...
+
+
 class RawTensor(NamedTuple):
     """A stored tensor as it lies, but for its rows' order: not to be written to."""
 
@@ -99,6 +107,9 @@ class UnquantizedLinear:
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return kernels.linear(x, self.packed, self.bias, out_dtype=out_dtype)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        return kernels.gather_rows(self.packed, ids)
 
 
 class StackedLinear:
