@@ -85,17 +85,6 @@ class NormPlan:
             yield float32_vector(f"{self.module}.{name}", self.size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VectorPlan:
-    """One number for each head."""
-
-    name: str
-    size: int
-
-    def tensors(self) -> Iterator[TensorPlan]:
-        yield float32_vector(self.name, self.size, segments=(Segment(name="heads", num_units=self.size),))
-
-
 class LinearMethod(Protocol):
     """How linear layers are stored. One frozen dataclass per quantisation scheme; equal methods are loaded together."""
 
@@ -220,6 +209,6 @@ class Planner:
         )
 
 
-def float32_vector(name: str, size: int, *, segments: tuple[Segment, ...] = ()) -> TensorPlan:
+def float32_vector(name: str, size: int) -> TensorPlan:
     """Plan a small vector, which is float32 in memory whatever the model's dtype."""
-    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size, segments=segments)
+    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size)
