@@ -140,6 +140,12 @@ def held_tensors(root: object) -> dict[int, torch.Tensor]:
     return found
 
 
+def held_storages(root: object) -> dict[int, int]:
+    """The bytes of all that tensors keep alive, by address: a view of a part keeps the whole."""
+    storages = [tensor.untyped_storage() for tensor in held_tensors(root).values()]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
 def load(saved: Saved, dtype: str, share: ModelShare = WHOLE) -> DecoderModel:
     return load_model(
         open_checkpoint(saved.path),
@@ -175,11 +181,13 @@ def test_weights_of_ranks_and_stages(saved: Saved, num_ranks: int, num_stages: i
         **SETTINGS,
     )
     for stage, layers in enumerate(stage_layers(saved.shape.num_layers, num_stages)):
-        held = [
-            load(saved, "float32", ModelShare(rank=rank, world_size=num_ranks, layers=layers)).num_parameter_bytes
+        models = [
+            load(saved, "float32", ModelShare(rank=rank, world_size=num_ranks, layers=layers))
             for rank in range(num_ranks)
         ]
-        assert device_memory(request, stage).weights_bytes == max(held)
+        counted = [model.num_parameter_bytes for model in models]
+        assert device_memory(request, stage).weights_bytes == max(counted)
+        assert [sum(held_storages(model).values()) for model in models] == counted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -81,10 +81,7 @@ class DecoderModel:
         positions are still to come. Of a stage that is not the first it is the result of the one before.
         """
         hidden, step = self._start(token_ids, positions, metadata, inputs_embeds)
-        residual: Tensor | None = None
-        for layer, kv_cache in zip(self._parts.layers, kv_caches, strict=True):
-            hidden, residual = layer(hidden, residual, step, kv_cache)
-        return self._end(hidden, residual)
+        return self._end(*self._run(slice(None), hidden, None, step, kv_caches))
 
     def forward_with_states(
         self,
@@ -96,15 +93,23 @@ class DecoderModel:
         state_layers: Sequence[int],
         inputs_embeds: Tensor | None = None,  # as in `forward`
     ) -> tuple[Tensor, list[Tensor]]:  # [num_tokens, hidden_size], all
-        """Run `forward`, and return the hidden states after some of the stage's layers too (what EAGLE 3 reads)."""
+        """Run `forward`, and return the hidden states after some layers too (what EAGLE 3 reads).
+
+        `state_layers` are the model's numbers, of layers that this stage has: ValueError for others.
+        """
+        stage = self.share.stage(self.spec.num_layers)
+        if not set(state_layers) <= set(stage):
+            raise ValueError(f"of layers {list(state_layers)} not all are of {stage}")
         hidden, step = self._start(token_ids, positions, metadata, inputs_embeds)
         residual: Tensor | None = None
         states: dict[int, Tensor] = {}
-        for index, (layer, kv_cache) in enumerate(zip(self._parts.layers, kv_caches, strict=True)):
-            hidden, residual = layer(hidden, residual, step, kv_cache)
-            if index in state_layers:
-                states[index] = join(hidden, residual)
-        return self._end(hidden, residual), [states[index] for index in state_layers]
+        num_done = 0
+        for layer in sorted(set(state_layers)):
+            span = slice(num_done, layer - stage.start + 1)
+            hidden, residual = self._run(span, hidden, residual, step, kv_caches)
+            states[layer], num_done = join(hidden, residual), span.stop
+        hidden, residual = self._run(slice(num_done, None), hidden, residual, step, kv_caches)
+        return self._end(hidden, residual), [states[layer] for layer in state_layers]
 
     def compute_logits(
         self,
@@ -138,6 +143,14 @@ class DecoderModel:
         if num_positions is None:
             num_positions = int(metadata.seq_lens.max()) if rope.is_growing else 0
         return inputs_embeds, StepContext(positions, rope.grow(num_positions), metadata)
+
+    def _run(
+        self, span: slice, hidden: Tensor, residual: Tensor | None, step: StepContext, kv_caches: Sequence[KVCache]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run some of the stage's layers, one after the other."""
+        for layer, kv_cache in zip(self._parts.layers[span], kv_caches[span], strict=True):
+            hidden, residual = layer(hidden, residual, step, kv_cache)
+        return hidden, residual
 
     def _end(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         final_norm = self._parts.final_norm

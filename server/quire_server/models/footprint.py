@@ -17,9 +17,6 @@ from quire_server.models.planning.plan import ModelPlan
 from quire_server.models.registry import plan_model
 from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
-_UNUSABLE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-"""What comes of a config that has something else where a number should be."""
-
 
 def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
     """Return the shape of what lies in a checkpoint, which may be anything.
@@ -31,8 +28,6 @@ def read_model_shape(checkpoint: Checkpoint) -> ModelShape:
         return shape_of_checkpoint(checkpoint)
     except (UnsupportedModelError, CheckpointError) as error:
         raise FitError(str(error)) from error
-    except _UNUSABLE as error:
-        raise FitError(f"the model's config is not usable: {error}") from error
 
 
 def shape_of_checkpoint(checkpoint: Checkpoint) -> ModelShape:

@@ -54,8 +54,8 @@ def load_model(
         on_progress: told the share of bytes read so far, in (0, 1], from the calling thread.
         max_model_len: the longest sequence to be served, on which some rotary scalings depend; None: the model's own.
 
-    Raises UnsupportedModelError, CheckpointError, OutOfMemoryError: all of them before anything is read, but for layers
-    that can be planned and not yet be run.
+    Raises UnsupportedModelError, CheckpointError, OutOfMemoryError: all of them before anything is read, but for norms
+    that no kernel has, or that do not divide.
     """
     plan = plan_model(checkpoint.config, lookup_in(checkpoint))
     reader = CheckpointReader(checkpoint, plan.weights.aliases, dtype, device)

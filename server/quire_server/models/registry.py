@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quire_server.errors import UnsupportedModelError
+from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, qwen2, qwen3
 from quire_server.models.planning.linear_method import select_method_for
 from quire_server.models.planning.parts import StoredLookup, nothing_stored
@@ -26,8 +26,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
-    """Return the family of a config. Raises UnsupportedModelError listing what is supported."""
+    """Return the family of a config. Raises CheckpointError, UnsupportedModelError listing what is supported."""
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list | tuple) or not all(isinstance(name, str) for name in architectures):
+        raise CheckpointError(
+            f"The model's config is not usable: 'architectures' is {architectures!r}, no list of names."
+        )
     for architecture in architectures:
         if architecture in FAMILIES:
             return FAMILIES[architecture]

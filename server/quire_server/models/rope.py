@@ -5,11 +5,12 @@ Scalings, each as `transformers` computes it: linear (kaiokendev), dynamic NTK (
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from quire_server.errors import UnsupportedModelError
-from quire_server.models.hf_config import require
+from quire_server.errors import CheckpointError, UnsupportedModelError
+from quire_server.models.hf_config import check_size, read_number, require, require_number, require_size
 from quire_server.models.planning.spec import RopeSpec
 
 Frequencies = tuple[float, ...]
@@ -21,40 +22,61 @@ def build_rope_spec(config: Mapping[str, Any], head_dim: int) -> RopeSpec:
     Raises UnsupportedModelError for an unknown scaling, CheckpointError for a missing field.
     """
     parameters = _rope_parameters(config)
-    rotary_dim = int(head_dim * parameters["partial_rotary_factor"] + 1e-6)
-    base: float = parameters["rope_theta"]
-    inv_freq = _base_frequencies(base, rotary_dim)
     kind = parameters["rope_type"]
     if kind not in _SCALINGS:
         raise UnsupportedModelError(f"rope scaling {kind!r} is not supported ({', '.join(_SCALINGS)} are).")
-    return _SCALINGS[kind](inv_freq, rotary_dim, parameters)
+    with _refusing_what_has_no_result():
+        rotary_dim = int(head_dim * parameters["partial_rotary_factor"] + 1e-6)
+        return _SCALINGS[kind](_base_frequencies(parameters["rope_theta"], rotary_dim), rotary_dim, parameters)
 
 
 def scaled_context_len(config: Mapping[str, Any]) -> int:
     """Return how many tokens the model reads. Scalings that stretch `max_position_embeddings` have not yet done so."""
-    max_position = int(require(config, "max_position_embeddings"))
     parameters = _rope_parameters(config)
-    if parameters["rope_type"] in ("linear", "dynamic"):
-        return int(max_position * parameters["factor"])
-    if parameters["rope_type"] == "yarn":
-        return max(max_position, int(parameters["original_max_position_embeddings"] * parameters["factor"]))
-    return max_position
+    max_position: int = parameters["max_position_embeddings"]
+    kind, scaled = parameters["rope_type"], max_position
+    with _refusing_what_has_no_result():
+        if kind in ("linear", "dynamic"):
+            scaled = int(max_position * require_number(parameters, "factor"))
+        if kind == "yarn" and parameters.get("factor") is not None:
+            original: int = parameters["original_max_position_embeddings"]
+            scaled = max(max_position, int(original * require_number(parameters, "factor")))
+    return check_size("max_position_embeddings, scaled", scaled)
+
+
+@contextmanager
+def _refusing_what_has_no_result() -> Iterator[None]:
+    """Numbers that are each possible may still be too large, or divide by nothing, when they meet."""
+    try:
+        yield
+    except ArithmeticError as error:
+        raise CheckpointError(
+            f"The model's config is not usable: its rope parameters have no result: {error}."
+        ) from error
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Join the old style and the new. `type` is an older name of `rope_type`, `su` of longrope, `mrope` of default."""
-    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"The model's config is not usable: its rope parameters are {given!r}, not an object.")
+    parameters = dict(given)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise UnsupportedModelError("rope parameters that differ by layer type are not supported.")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    parameters["rope_type"] = {"su": "longrope", "mrope": "default"}.get(kind, kind)
+    parameters["rope_type"] = {"su": "longrope", "mrope": "default"}.get(str(kind), str(kind))
     parameters.setdefault("rope_theta", config.get("rope_theta") or config.get("rotary_emb_base") or 10000.0)
     partial = config.get("partial_rotary_factor") or config.get("rotary_pct") or 1.0
     parameters.setdefault("partial_rotary_factor", partial)
-    parameters["max_position_embeddings"] = require(config, "max_position_embeddings")
+    for name in ("rope_theta", "partial_rotary_factor"):
+        parameters[name] = require_number(parameters, name)
+    if parameters["partial_rotary_factor"] > 1:
+        raise CheckpointError("The model's config is not usable: 'partial_rotary_factor' is more than the whole head.")
+    parameters["max_position_embeddings"] = require_size(config, "max_position_embeddings")
     original = config.get("original_max_position_embeddings")
     if original is not None or parameters.get("original_max_position_embeddings") is None:
         parameters["original_max_position_embeddings"] = original or parameters["max_position_embeddings"]
+    require_size(parameters, "original_max_position_embeddings")
     return parameters
 
 
@@ -67,7 +89,7 @@ def _default(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, An
 
 
 def _linear(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
-    factor = require(parameters, "factor")
+    factor = require_number(parameters, "factor")
     return RopeSpec(rotary_dim=rotary_dim, inv_freq=tuple(f / factor for f in inv_freq))
 
 
@@ -76,7 +98,7 @@ def _dynamic(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, An
 
     Scaling anew with every token, as the definition has it, would disagree with the keys already cached.
     """
-    factor = require(parameters, "factor")
+    factor = require_number(parameters, "factor")
     stretch = (factor * factor - (factor - 1)) ** (rotary_dim / (rotary_dim - 2))
     return RopeSpec(
         rotary_dim=rotary_dim,
@@ -87,10 +109,10 @@ def _dynamic(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, An
 
 
 def _llama3(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
-    factor: float = require(parameters, "factor")
+    factor = require_number(parameters, "factor")
     context_len: int = parameters["original_max_position_embeddings"]
-    low: float = require(parameters, "low_freq_factor")
-    high: float = require(parameters, "high_freq_factor")
+    low = require_number(parameters, "low_freq_factor")
+    high = require_number(parameters, "high_freq_factor")
 
     def scaled(frequency: float) -> float:
         wavelength = 2 * math.pi / frequency
@@ -107,12 +129,13 @@ def _llama3(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any
 def _yarn(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
     base: float = parameters["rope_theta"]
     context_len: int = parameters["original_max_position_embeddings"]
-    factor: float = parameters.get("factor") or parameters["max_position_embeddings"] / context_len
+    factor = read_number(parameters, "factor", parameters["max_position_embeddings"] / context_len)
 
     def dimension_of(num_rotations: float) -> float:
         return rotary_dim * math.log(context_len / (num_rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = dimension_of(parameters.get("beta_fast") or 32), dimension_of(parameters.get("beta_slow") or 1)
+    low = dimension_of(read_number(parameters, "beta_fast", 32))
+    high = dimension_of(read_number(parameters, "beta_slow", 1))
     if parameters.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)
@@ -134,20 +157,20 @@ def _yarn_attention_factor(factor: float, parameters: Mapping[str, Any]) -> floa
     def mscale(multiplier: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
 
-    explicit = parameters.get("attention_factor")
-    if explicit is not None:
-        return float(explicit)
-    multiplier, multiplier_all = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    if parameters.get("attention_factor") is not None:
+        return float(require_number(parameters, "attention_factor"))
+    multiplier, multiplier_all = (
+        read_number(parameters, name, 0, can_be_zero=True) for name in ("mscale", "mscale_all_dim")
+    )
     return mscale(multiplier) / mscale(multiplier_all) if multiplier and multiplier_all else mscale(1.0)
 
 
 def _longrope(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, Any]) -> RopeSpec:
     context_len = parameters["original_max_position_embeddings"]
-    factor = parameters.get("factor") or parameters["max_position_embeddings"] / context_len
-    attention_factor = parameters.get("attention_factor")
-    if attention_factor is None:
-        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context_len))
-    short, long = require(parameters, "short_factor"), require(parameters, "long_factor")
+    factor = read_number(parameters, "factor", parameters["max_position_embeddings"] / context_len)
+    stretched = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context_len))
+    attention_factor = read_number(parameters, "attention_factor", stretched)
+    short, long = (_divisors(parameters, name, len(inv_freq)) for name in ("short_factor", "long_factor"))
     return RopeSpec(
         rotary_dim=rotary_dim,
         inv_freq=tuple(frequency / divisor for frequency, divisor in zip(inv_freq, short, strict=True)),
@@ -155,6 +178,13 @@ def _longrope(inv_freq: Frequencies, rotary_dim: int, parameters: Mapping[str, A
         short_context_len=context_len,
         attention_factor=attention_factor,
     )
+
+
+def _divisors(parameters: Mapping[str, Any], name: str, num_frequencies: int) -> tuple[float, ...]:
+    divisors = require(parameters, name)
+    if not isinstance(divisors, list | tuple) or len(divisors) != num_frequencies:
+        raise CheckpointError(f"The model's config is not usable: {name!r} does not have {num_frequencies} numbers.")
+    return tuple(require_number({f"{name}[{index}]": each}, f"{name}[{index}]") for index, each in enumerate(divisors))
 
 
 _SCALINGS: dict[str, Callable[[Frequencies, int, Mapping[str, Any]], RopeSpec]] = {

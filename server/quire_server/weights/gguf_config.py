@@ -53,6 +53,7 @@ def build_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
         "rope_scaling": _rope_scaling(file, metadata),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "gguf"},
     }
     config |= _family_keys(file, metadata, architecture, config)
     return config | build_generation_config(file)

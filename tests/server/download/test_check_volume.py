@@ -169,6 +169,8 @@ def test_a_model_of_too_many_kinds_says_so(tmp_path: Path, support, monkeypatch:
         ({"hidden_size": [64]}, "config is not usable"),
         ({"architectures": None}, "model_type 'llama'"),
         ({"num_hidden_layers": 0}, "not usable"),
+        ({"num_hidden_layers": True}, "'num_hidden_layers' is True"),
+        ({"intermediate_size": 0}, "'intermediate_size' is 0"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised with 'gptq'"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 0}, "window of at least 1"),
     ],

@@ -73,11 +73,14 @@ class PagedHarness:
         return self.model.forward(ids, *where, self.kv_caches, inputs_embeds=inputs_embeds)
 
     def prefill_with_states(
-        self, tokens: Sequence[int], state_layers: Sequence[int]
+        self, tokens: Sequence[int], state_layers: Sequence[int], inputs_embeds: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:  # [num_tokens, hidden_size], all
         """Run a prompt; return the hidden states after the last layer, and after those asked for."""
-        prepared = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
-        return self.model.forward_with_states(*prepared, self.kv_caches, state_layers=state_layers)
+        token_ids, *where = self.prepare([(CachedSequence(list(tokens)), len(tokens))])
+        ids = token_ids if inputs_embeds is None else None
+        return self.model.forward_with_states(
+            ids, *where, self.kv_caches, state_layers=state_layers, inputs_embeds=inputs_embeds
+        )
 
     def prepare(self, scheduled: Sequence[tuple[CachedSequence, int]]) -> tuple[Tensor, Tensor, AttentionMetadata]:
         """Give tokens their slots; return what `forward` takes beside the caches."""

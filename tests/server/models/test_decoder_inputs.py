@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from quire_server.models.planning.sharding import ModelShare
+
 LLAMA = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -50,7 +52,7 @@ def test_embeddings_stand_for_tokens(
 
 
 @pytest.mark.parametrize(("model_type", "fields"), CASES)
-@pytest.mark.parametrize("state_layers", [(0, 1), (1,), ()])
+@pytest.mark.parametrize("state_layers", [(0, 1), (1, 0), (1,), ()])
 def test_hidden_states_between_layers(
     model_type: str,
     fields: dict[str, Any],
@@ -69,3 +71,19 @@ def test_hidden_states_between_layers(
     assert len(states) == len(state_layers)
     for layer, state in zip(state_layers, states, strict=True):
         torch.testing.assert_close(state, reference.hidden_states[layer + 1][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_later_stage_knows_its_layers_by_the_models_numbers(
+    build_tiny_model: Callable[..., Any], harness: Callable[..., Any], prompt_of: Callable[[int], list[int]]
+) -> None:
+    tiny, tokens = build_tiny_model("llama", **LLAMA), prompt_of(20)
+    first, last = (tiny.load(share=ModelShare(layers=range(*each))) for each in ((0, 1), (1, 3)))
+    with torch.inference_mode():
+        reference = tiny.reference(torch.tensor([tokens]), output_hidden_states=True)
+    hidden = harness(first).prefill_hidden(tokens)
+    result, [state] = harness(last).prefill_with_states(tokens, (1,), inputs_embeds=hidden)
+    torch.testing.assert_close(state, reference.hidden_states[2][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last.compute_logits(result), reference.logits[0], atol=1e-4, rtol=1e-4)
+    for layer in (0, 3):
+        with pytest.raises(ValueError, match="not all are of"):
+            harness(last).prefill_with_states(tokens, (layer,), inputs_embeds=hidden)

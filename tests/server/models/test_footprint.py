@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -122,6 +122,8 @@ def test_dense_layers_before_wide_ones() -> None:
 @dataclass(frozen=True, slots=True)
 class FourBit:
     """GPTQ's storage: eight weights in an int32, a float16 scale for each group of 32 inputs."""
+
+    can_look_up: ClassVar[bool] = False
 
     def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
         outputs, inputs, segments = module.layout.out_features, plan.inputs.size, plan.segments(module)

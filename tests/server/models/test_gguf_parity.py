@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from quire_server.models.families.llama import FAMILY
 from quire_server.models.modules import linear
 from quire_server.models.modules.linear import Linear, TensorReader
-from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.linear_method import QUANTIZATIONS, UnquantizedMethod
 from quire_server.models.planning.parts import LinearMethod, LinearPlan, ModulePlan, StoredLookup, TensorPlan
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.weights.checkpoint import open_checkpoint
@@ -185,6 +185,7 @@ class BlocksMethod:
     """A GGUF tensor that stays Q8_0: how much it holds is what is stored."""
 
     num_bytes: int
+    can_look_up: ClassVar[bool] = False
 
     def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
         shape = module.layout.stored_shape(plan.inputs.size)
@@ -241,3 +242,7 @@ def test_the_method_follows_what_is_stored(
     torch.testing.assert_close(harness(model).prefill(prompt_of(20)), expected, atol=1e-4, rtol=1e-4)
     assert len(looked_at) == 3 * 6
     assert looked_at["model.layers.0.mlp.up_proj"] == 96 * 64 // 32 * 34
+    looked_at.clear()
+    monkeypatch.setitem(QUANTIZATIONS, "gguf", lambda quantization: method_for)
+    torch.testing.assert_close(harness(tiny.load()).prefill(prompt_of(20)), expected, atol=1e-4, rtol=1e-4)
+    assert len(looked_at) == 3 * 6

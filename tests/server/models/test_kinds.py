@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quire_contract.model_shape import FitError
 from quire_kernels import paged_attention, rope_and_cache
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.attention import KVCache, StepContext
@@ -20,13 +21,20 @@ from quire_server.models.families.llama import (
     build_decoder,
 )
 from quire_server.models.families.qwen3 import FAMILY as QWEN3
+from quire_server.models.footprint import read_model_shape
 from quire_server.models.kinds.mlp import MlpPlan, MlpSpec, MlpWeights
 from quire_server.models.modules import builder
 from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.planning.layout import LinearWeights, Segment
+from quire_server.models.planning.linear_method import UnquantizedMethod
 from quire_server.models.planning.parts import LinearPlan, Part, Planner
+from quire_server.models.planning.plan import build_plan
 from quire_server.models.planning.spec import KVShape
+from quire_server.models.planning.weight_map import Family, always
+from quire_server.models.reader import CheckpointReader
+from quire_server.models.registry import FAMILIES
+from quire_server.weights.checkpoint import open_checkpoint
 
 FIELDS = {
     "hidden_size": 64,
@@ -237,7 +245,10 @@ def test_layers_with_different_numbers_of_kv_heads(
     torch.testing.assert_close(harness(model).prefill(prompt_of(40), chunk=7), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_sinks_can_be_planned_and_are_refused(build_tiny_model: Callable[..., Any]) -> None:
+def test_attention_sinks_are_refused_before_anything_is_read(
+    build_tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before anything is counted: the download Job calls no model loadable that the server refuses."""
     fields = FIELDS | {"head_dim": 16, "num_local_experts": 2, "attention_bias": True}
     tiny = build_tiny_model("gpt_oss", **fields)
     attention = replace(build_attention(SPECIFIED), has_sinks=True, has_qkv_bias=True, has_output_bias=True)
@@ -246,7 +257,14 @@ def test_attention_sinks_can_be_planned_and_are_refused(build_tiny_model: Callab
     sinks = replace(LLAMA_ATTENTION, sinks=f"{LAYER}.self_attn.sinks")
     weights = replace(LLAMA_WEIGHTS, layers=(replace(LLAMA_LAYER, attention=sinks, feed_forward=LLAMA_MLP),))
     with pytest.raises(UnsupportedModelError, match=r"layers\.\d\.self_attn\.q_proj: attention sinks .*\.sinks"):
-        tiny.load_as(spec, weights)
+        build_plan(spec, weights, lambda *_: UnquantizedMethod())
+    family = Family(build_spec=lambda config: spec, build_weights=always(weights))
+    monkeypatch.setitem(FAMILIES, "GptOssForCausalLM", family)
+    with pytest.raises(FitError, match=r"layers\.0\.self_attn\.q_proj: attention sinks .*\.sinks"):
+        read_model_shape(open_checkpoint(tiny.path))
+    monkeypatch.setattr(CheckpointReader, "read", lambda *_: pytest.fail("a tensor was read"))
+    with pytest.raises(UnsupportedModelError, match="attention sinks"):
+        tiny.load()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,15 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from quire_server.errors import CheckpointError, UnsupportedModelError
-from quire_server.models.modules import linear
+from quire_server.models.modules import embedding, linear
+from quire_server.models.modules.embedding import Embedding
 from quire_server.models.modules.linear import Linear, TensorReader
 from quire_server.models.planning import linear_method
 from quire_server.models.planning.linear_method import UnquantizedMethod
@@ -20,12 +21,13 @@ from quire_server.models.planning.parts import (
     MethodFor,
     ModulePlan,
     StoredLookup,
+    TablePlan,
     TensorPlan,
-    nothing_stored,
 )
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.models.registry import plan_model
 from quire_server.weights.checkpoint import open_checkpoint
+from quire_server.weights.stored import StoredTensor
 
 FIELDS = {
     "hidden_size": 64,
@@ -40,6 +42,8 @@ FIELDS = {
 @dataclass(frozen=True, slots=True)
 class PackedMethod:
     """`module.qweight` int32 [in / 4, out]: four signed bytes along the inputs. `module.scales` float32 [out]."""
+
+    can_look_up: ClassVar[bool] = True
 
     def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
         out_features, in_features = module.layout.out_features, plan.inputs.size
@@ -66,14 +70,30 @@ class PackedLinear:
         parts = [part.permute(1, 0, 2).flatten(1) for part in self._packed]  # [in / 4, out, 4] -> [out, in]
         return ((x.float() @ torch.cat(parts).float().t()) * self._scales).to(out_dtype or x.dtype)
 
+    def look_up(self, ids: Tensor) -> Tensor:
+        return self._packed[0].permute(1, 0, 2).flatten(1)[ids].float() * self._scales[ids, None]
+
+
+class PackedTable(PackedLinear):
+    def __call__(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+        return self.look_up(ids)
+
 
 def load_packed(plan: LinearPlan, share: ModelShare, reader: TensorReader) -> Linear:
+    return PackedLinear(*read_packed(plan, reader))
+
+
+def load_packed_table(plan: TablePlan, rows: range, reader: TensorReader) -> Embedding:
+    return PackedTable(*read_packed(plan.as_linear(), reader))  # type: ignore[return-value]
+
+
+def read_packed(plan: LinearPlan, reader: TensorReader) -> tuple[list[Tensor], list[Tensor]]:
     packed = []
     for module in plan.modules:
         raw = reader.raw(f"{module.name}.qweight")
         assert raw.encoding == "I32"
         packed.append(raw.data.view(torch.int8).view(*raw.shape, 4).clone())
-    return PackedLinear(packed, [reader.read(f"{module.name}.scales", torch.float32) for module in plan.modules])
+    return packed, [reader.read(f"{module.name}.scales", torch.float32) for module in plan.modules]
 
 
 def packed_method_for(quantization: Mapping[str, Any]) -> MethodFor:
@@ -91,6 +111,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sys.byteorder == "little"
     monkeypatch.setitem(linear_method.QUANTIZATIONS, "toy", packed_method_for)
     monkeypatch.setitem(linear.LOADERS, PackedMethod, load_packed)
+    monkeypatch.setitem(embedding.TABLE_LOADERS, PackedMethod, load_packed_table)
 
 
 @pytest.fixture
@@ -101,7 +122,7 @@ def quantise(toy: None, rewrite_tensors: Callable[..., None]) -> Callable[..., N
         def change(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             changed: dict[str, Tensor] = {}
             for name, tensor in tensors.items():
-                if "proj" not in name or any(each in name for each in kept):
+                if not any(part in name for part in ("proj", "embed", "lm_head")) or any(each in name for each in kept):
                     changed[name] = tensor
                     continue
                 scales = tensor.abs().amax(1) / 127
@@ -122,17 +143,21 @@ def quantise(toy: None, rewrite_tensors: Callable[..., None]) -> Callable[..., N
 
 
 @pytest.mark.parametrize(
-    "kept", [["lm_head"], ["lm_head", "down_proj"], ["lm_head", "v_proj", "gate_proj"]], ids=["all", "some", "mixed"]
+    "kept",
+    [["lm_head", "embed"], ["lm_head", "embed", "down_proj"], ["lm_head", "embed", "v_proj", "gate_proj"], []],
+    ids=["all", "some", "mixed", "ends-too"],
 )
+@pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
 def test_a_method_of_ones_own(
     kept: list[str],
+    is_tied: bool,
     quantise: Callable[..., None],
     build_tiny_model: Callable[..., Any],
     harness: Callable[..., Any],
     prompt_of: Callable[[int], list[int]],
 ) -> None:
-    """The last case has differently stored modules in one layer of ours: v beside q and k, gate beside up."""
-    tiny = build_tiny_model("llama", **FIELDS)
+    """The mixed case has differently stored modules in one layer of ours: v beside q and k, gate beside up."""
+    tiny = build_tiny_model("llama", **FIELDS, tie_word_embeddings=is_tied)
     quantise(tiny, kept)
     model = tiny.load()
     expected = tiny.reference_logits(prompt_of(20))
@@ -147,7 +172,7 @@ def test_a_method_of_ones_own(
 
 def test_bytes_are_the_methods(toy: None) -> None:
     """What holds its own bytes does not change with the model's dtype; what does not is split among ranks by heads."""
-    quantization = {"quant_method": "toy", "modules_to_not_convert": ["down_proj", "lm_head"]}
+    quantization = {"quant_method": "toy", "modules_to_not_convert": ["down_proj", "lm_head", "embed"]}
     config = FIELDS | {"vocab_size": 97, "architectures": ["LlamaForCausalLM"], "quantization_config": quantization}
     tensors = {placed.tensor.name: placed.tensor for placed in plan_model(config).tensors()}
     assert len(tensors) == len(list(plan_model(config).tensors()))
@@ -161,14 +186,14 @@ def test_bytes_are_the_methods(toy: None) -> None:
     assert list(plain.pieces(2)) == [(96, False, 64 * 96 * 2)]
     assert list(norm.pieces(2)) == [(1, True, 256)]
     assert list(head.pieces(2)) == [(97, False, 97 * 64 * 2)]
-    assert (packed.is_split, norm.is_split) == (True, False)
+    assert (bool(packed.segments), bool(norm.segments)) == (True, False)
 
 
 def test_a_tensor_of_another_type_is_named(
     quantise: Callable[..., None], build_tiny_model: Callable[..., Any], rewrite_tensors: Callable[..., None]
 ) -> None:
     tiny = build_tiny_model("llama", **FIELDS)
-    quantise(tiny, ["lm_head"])
+    quantise(tiny, ["lm_head", "embed"])
     name = "model.layers.1.mlp.up_proj.qweight"
     rewrite_tensors(tiny, lambda tensors: tensors | {name: tensors[name].float()})
     with pytest.raises(CheckpointError, match=rf"{name} is of type F32; the config makes it I32"):
@@ -181,5 +206,28 @@ def test_an_unknown_quantisation_is_refused_in_the_plan() -> None:
         plan_model(config | {"quantization_config": {"quant_method": "quip"}})
 
 
-def test_nothing_is_known_of_files_that_are_not_there() -> None:
-    assert nothing_stored("model.norm.weight") is None
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_table_whose_rows_cannot_be_looked_up_is_named(is_tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(linear_method.QUANTIZATIONS, "toy", packed_method_for)
+    monkeypatch.setattr(PackedMethod, "can_look_up", False)
+    config = FIELDS | {"vocab_size": 97, "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": is_tied}
+    config |= {"quantization_config": {"quant_method": "toy", "modules_to_not_convert": ["lm_head"]}}
+    with pytest.raises(
+        UnsupportedModelError, match=r"model\.embed_tokens: an embedding that is stored as PackedMethod"
+    ):
+        plan_model(config)
+
+
+def test_nothing_is_known_of_files_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a config alone a method that follows what is stored still gives a plan."""
+    found: list[StoredTensor | None] = []
+
+    def method_for(module: str, stored: StoredLookup) -> LinearMethod:
+        found.append(stored(f"{module}.weight"))
+        return UnquantizedMethod() if found[-1] is None else PackedMethod()
+
+    monkeypatch.setitem(linear_method.QUANTIZATIONS, "toy", lambda quantization: method_for)
+    config = FIELDS | {"vocab_size": 97, "architectures": ["LlamaForCausalLM"]}
+    plan = plan_model(config | {"quantization_config": {"quant_method": "toy"}})
+    assert found == [None] * (2 * 7 + 2)
+    assert list(plan.tensors()) == list(plan_model(config).tensors())

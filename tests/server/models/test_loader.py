@@ -88,6 +88,12 @@ def test_a_missing_config_field_is_named(tiny: Any) -> None:
         tiny.load()
 
 
+def test_a_size_that_is_none_is_refused_before_a_tensor_is_looked_at(tiny: Any) -> None:
+    tiny.edit_config(lambda config: config.update(intermediate_size=0))
+    with pytest.raises(CheckpointError, match="'intermediate_size' is 0"):
+        tiny.load()
+
+
 def test_weights_that_do_not_fit_are_refused_with_the_arithmetic(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     need_bytes = 4 * sum(parameter.numel() for parameter in tiny.reference.parameters())
     monkeypatch.setattr(memory, "free_bytes", lambda device: need_bytes - 1)

@@ -1,7 +1,9 @@
 """What a spec and a plan refuse to be, and how tensors are found under other names."""
 
+import mmap
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,21 +77,26 @@ def test_every_tensor_is_planned_once_and_placed() -> None:
 def test_what_is_stored_is_found_under_other_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base model is saved without `model.`, and methods that look at what is stored see it all the same."""
     asked: list[str] = []
-    seen: list[bool] = []
+    seen: dict[str, StoredTensor | None] = {}
+    name = "layers.1.self_attn.q_proj.weight"
+    there = StoredTensor(
+        name=name, file=Path("m"), shape=(8, 8), encoding="F32", mapping=mmap.mmap(-1, 256), offset=0, num_bytes=256
+    )
 
     def stored(name: str) -> StoredTensor | None:
         asked.append(name)
-        return None
+        return there if name == there.name else None
 
     def method_for(module: str, lookup: StoredLookup) -> UnquantizedMethod:
-        seen.append(lookup(f"{module}.weight") is None)
+        seen[module] = lookup(f"{module}.weight")
         return UnquantizedMethod()
 
     monkeypatch.setitem(QUANTIZATIONS, "toy", lambda quantization: method_for)
     plan_model(CONFIG | {"quantization_config": {"quant_method": "toy"}}, stored)
     assert "model.layers.1.self_attn.q_proj.weight" in asked
     assert "layers.1.self_attn.q_proj.weight" in asked
-    assert all(seen)
+    assert {module for module, tensor in seen.items() if tensor is not None} == {"model.layers.1.self_attn.q_proj"}
+    assert seen["model.layers.1.self_attn.q_proj"] is there
 
 
 def test_an_rms_norm_with_a_bias_is_refused(build_tiny_model: Callable[..., Any]) -> None:

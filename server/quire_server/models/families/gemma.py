@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from quire_server.models.families.llama import LLAMA_LAYER, LLAMA_WEIGHTS, build_attention, build_decoder
-from quire_server.models.hf_config import require
+from quire_server.models.hf_config import layer_types_of, read_number, require_size, sliding_window_of
 from quire_server.models.kinds.attention import AttentionSpec
 from quire_server.models.planning.spec import DecoderSpec, LayerNorms
 from quire_server.models.planning.weight_map import Family, always
@@ -19,20 +19,21 @@ _DEFAULTS = {"head_dim": 256, "tie_word_embeddings": True, "num_key_value_heads"
 def build_gemma_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec of Gemma 1. Raises CheckpointError."""
     config = _DEFAULTS | dict(config)
-    return _build("GemmaForCausalLM", config, [build_attention(config)] * require(config, "num_hidden_layers"))
+    return _build("GemmaForCausalLM", config, [build_attention(config)] * require_size(config, "num_hidden_layers"))
 
 
 def build_gemma2_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec of Gemma 2: every other layer, from the first, has a window. Raises CheckpointError."""
     config = _DEFAULTS | {"num_key_value_heads": 4} | dict(config)
-    layer_types = config.get("layer_types") or [
-        "full_attention" if layer % 2 else "sliding_attention" for layer in range(require(config, "num_hidden_layers"))
+    layer_types = layer_types_of(config) or [
+        "full_attention" if layer % 2 else "sliding_attention"
+        for layer in range(require_size(config, "num_hidden_layers"))
     ]
-    window = config.get("sliding_window", 4096)
+    window = sliding_window_of(config)
     attention = replace(
         build_attention(config),
-        scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
-        soft_cap=config.get("attn_logit_softcapping", 50.0),
+        scale=read_number(config, "query_pre_attn_scalar", 256) ** -0.5,
+        soft_cap=_soft_cap_of(config, "attn_logit_softcapping", 50.0),
     )
     windows = [window if kind == "sliding_attention" else None for kind in layer_types]
     spec = _build("Gemma2ForCausalLM", config, attention.with_windows(windows))
@@ -40,8 +41,13 @@ def build_gemma2_spec(config: Mapping[str, Any]) -> DecoderSpec:
     norms = LayerNorms.alike("sandwich", spec.final_norm)
     return replace(
         spec.map_layers(lambda _, layer: replace(layer, norms=norms)),
-        logit_soft_cap=config.get("final_logit_softcapping", 30.0),
+        logit_soft_cap=_soft_cap_of(config, "final_logit_softcapping", 30.0),
     )
+
+
+def _soft_cap_of(config: Mapping[str, Any], key: str, default: float) -> float | None:
+    """Return a cap; null means none."""
+    return None if config.get(key, default) is None else read_number(config, key, default)
 
 
 def _build(architecture: str, config: Mapping[str, Any], attentions: Sequence[AttentionSpec]) -> DecoderSpec:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quire_server.models.hf_config import parse_activation, require
+from quire_server.models.hf_config import derived_head_dim, parse_activation, read_number, require_size
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
@@ -37,11 +37,11 @@ GPT_NEOX_WEIGHTS = WeightMap(
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError, UnsupportedModelError."""
-    norm = NormSpec(kind="layer", eps=config.get("layer_norm_eps", 1e-5), has_bias=True)
+    norm = NormSpec(kind="layer", eps=read_number(config, "layer_norm_eps", 1e-5, can_be_zero=True), has_bias=True)
     layer = LayerSpec(
         attention=_build_attention(config),
         feed_forward=MlpSpec(
-            intermediate_size=require(config, "intermediate_size"),
+            intermediate_size=require_size(config, "intermediate_size"),
             activation=parse_activation(config.get("hidden_act", "gelu")),
             is_gated=False,
             has_bias=True,
@@ -50,10 +50,10 @@ def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     )
     return DecoderSpec(
         architecture="GPTNeoXForCausalLM",
-        layers=(layer,) * require(config, "num_hidden_layers"),
-        hidden_size=require(config, "hidden_size"),
-        embedding_size=require(config, "hidden_size"),
-        vocab_size=require(config, "vocab_size"),
+        layers=(layer,) * require_size(config, "num_hidden_layers"),
+        hidden_size=require_size(config, "hidden_size"),
+        embedding_size=require_size(config, "hidden_size"),
+        vocab_size=require_size(config, "vocab_size"),
         max_position_embeddings=scaled_context_len(config),
         final_norm=norm,
         tie_word_embeddings=config.get("tie_word_embeddings", False),
@@ -61,8 +61,8 @@ def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _build_attention(config: Mapping[str, Any]) -> AttentionSpec:
-    num_heads, has_bias = require(config, "num_attention_heads"), config.get("attention_bias", True)
-    head_dim = require(config, "hidden_size") // num_heads
+    num_heads, has_bias = require_size(config, "num_attention_heads"), config.get("attention_bias", True)
+    head_dim = derived_head_dim(config)
     return AttentionSpec(
         num_heads=num_heads,
         num_kv_heads=num_heads,

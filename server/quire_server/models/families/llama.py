@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quire_server.models.hf_config import head_dim_of, parse_activation, require
+from quire_server.models.hf_config import head_dim_of, parse_activation, read_number, read_size, require_size
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
@@ -38,11 +38,11 @@ LLAMA_WEIGHTS = WeightMap(
 
 def build_attention(config: Mapping[str, Any]) -> AttentionSpec:
     """Build the attention that all layers have alike. Raises CheckpointError, UnsupportedModelError."""
-    num_heads, head_dim = require(config, "num_attention_heads"), head_dim_of(config)
+    num_heads, head_dim = require_size(config, "num_attention_heads"), head_dim_of(config)
     has_bias = bool(config.get("attention_bias", False))
     return AttentionSpec(
         num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        num_kv_heads=read_size(config, "num_key_value_heads", num_heads),
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rope=build_rope_spec(config, head_dim),
@@ -55,10 +55,12 @@ def build_decoder(
     architecture: str, config: Mapping[str, Any], attentions: Sequence[AttentionSpec], norm_weight_offset: float = 0.0
 ) -> DecoderSpec:
     """Build a spec with one layer for each of `attentions`, all else alike. Raises CheckpointError."""
-    norm = NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6), weight_offset=norm_weight_offset)
+    norm = NormSpec(
+        kind="rms", eps=read_number(config, "rms_norm_eps", 1e-6, can_be_zero=True), weight_offset=norm_weight_offset
+    )
     norms = LayerNorms.alike("pre", norm)
     mlp = MlpSpec(
-        intermediate_size=require(config, "intermediate_size"),
+        intermediate_size=require_size(config, "intermediate_size"),
         activation=parse_activation(config.get("hidden_act", "silu")),
         is_gated=True,
         has_bias=bool(config.get("mlp_bias", False)),
@@ -66,9 +68,9 @@ def build_decoder(
     return DecoderSpec(
         architecture=architecture,
         layers=tuple(LayerSpec(attention=attention, feed_forward=mlp, norms=norms) for attention in attentions),
-        hidden_size=require(config, "hidden_size"),
-        embedding_size=require(config, "hidden_size"),
-        vocab_size=require(config, "vocab_size"),
+        hidden_size=require_size(config, "hidden_size"),
+        embedding_size=require_size(config, "hidden_size"),
+        vocab_size=require_size(config, "vocab_size"),
         max_position_embeddings=scaled_context_len(config),
         final_norm=norm,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
@@ -77,7 +79,7 @@ def build_decoder(
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError, UnsupportedModelError."""
-    num_layers = require(config, "num_hidden_layers")
+    num_layers = require_size(config, "num_hidden_layers")
     return build_decoder("LlamaForCausalLM", config, [build_attention(config)] * num_layers)
 
 

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_server.models.families.llama import LLAMA_WEIGHTS, build_attention, build_decoder
-from quire_server.models.hf_config import require
+from quire_server.models.hf_config import require_size, sliding_window_of
 from quire_server.models.planning.spec import DecoderSpec
 from quire_server.models.planning.weight_map import Family, always
 
-_DEFAULT_WINDOW = 4096
 _DEFAULT_NUM_KV_HEADS = 8
 
 
@@ -16,7 +15,7 @@ def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Without `sliding_window` there is the default one; null means none. Raises CheckpointError."""
     defaults = {"num_key_value_heads": _DEFAULT_NUM_KV_HEADS}
     config = defaults | dict(config) | {"attention_bias": False, "mlp_bias": False}
-    windows = [config.get("sliding_window", _DEFAULT_WINDOW)] * require(config, "num_hidden_layers")
+    windows = [sliding_window_of(config)] * require_size(config, "num_hidden_layers")
     return build_decoder("MistralForCausalLM", config, build_attention(config).with_windows(windows))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.hf_config import parse_activation, require
+from quire_server.models.hf_config import derived_head_dim, parse_activation, read_size, require_size
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
 from quire_server.models.planning.layout import LinearWeights
@@ -41,7 +41,7 @@ OPT_WEIGHTS = WeightMap(
 
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError, UnsupportedModelError."""
-    hidden_size, max_position = require(config, "hidden_size"), require(config, "max_position_embeddings")
+    hidden_size, max_position = require_size(config, "hidden_size"), require_size(config, "max_position_embeddings")
     is_pre_norm = config.get("do_layer_norm_before", True)
     if not config.get("layer_norm_elementwise_affine", True):
         raise UnsupportedModelError("OPT with layer_norm_elementwise_affine=false (Galactica) is not supported.")
@@ -49,10 +49,10 @@ def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     layer = _build_layer(config, LayerNorms.alike("pre" if is_pre_norm else "post", norm))
     return DecoderSpec(
         architecture="OPTForCausalLM",
-        layers=(layer,) * require(config, "num_hidden_layers"),
+        layers=(layer,) * require_size(config, "num_hidden_layers"),
         hidden_size=hidden_size,
-        embedding_size=config.get("word_embed_proj_dim") or hidden_size,
-        vocab_size=require(config, "vocab_size"),
+        embedding_size=read_size(config, "word_embed_proj_dim", hidden_size),
+        vocab_size=require_size(config, "vocab_size"),
         max_position_embeddings=max_position,
         learned_positions=LearnedPositionsSpec(num_positions=max_position, offset=_POSITION_OFFSET),
         final_norm=norm if is_pre_norm and not config.get("_remove_final_layer_norm", False) else None,
@@ -61,8 +61,8 @@ def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _build_layer(config: Mapping[str, Any], norms: LayerNorms) -> LayerSpec:
-    num_heads, has_bias = require(config, "num_attention_heads"), config.get("enable_bias", True)
-    head_dim = require(config, "hidden_size") // num_heads
+    num_heads, has_bias = require_size(config, "num_attention_heads"), config.get("enable_bias", True)
+    head_dim = derived_head_dim(config)
     return LayerSpec(
         attention=AttentionSpec(
             num_heads=num_heads,
@@ -73,7 +73,7 @@ def _build_layer(config: Mapping[str, Any], norms: LayerNorms) -> LayerSpec:
             has_output_bias=has_bias,
         ),
         feed_forward=MlpSpec(
-            intermediate_size=require(config, "ffn_dim"),
+            intermediate_size=require_size(config, "ffn_dim"),
             activation=parse_activation(config.get("activation_function", "relu")),
             is_gated=False,
             has_bias=has_bias,

@@ -12,7 +12,7 @@ from quire_server.models.families.llama import (
     build_decoder,
 )
 from quire_server.models.families.qwen2 import sliding_windows
-from quire_server.models.hf_config import require
+from quire_server.models.hf_config import read_number
 from quire_server.models.planning.parts import NormSpec
 from quire_server.models.planning.spec import DecoderSpec
 from quire_server.models.planning.weight_map import Family, always
@@ -23,10 +23,9 @@ _DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128}
 def build_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Build the spec. Raises CheckpointError."""
     config = _DEFAULTS | dict(config) | {"mlp_bias": False}
-    norm = NormSpec(kind="rms", eps=config.get("rms_norm_eps", 1e-6))
+    norm = NormSpec(kind="rms", eps=read_number(config, "rms_norm_eps", 1e-6, can_be_zero=True))
     attention = replace(build_attention(config), qk_norm=norm)
-    windows = sliding_windows(config, require(config, "num_hidden_layers"))
-    return build_decoder("Qwen3ForCausalLM", config, attention.with_windows(windows))
+    return build_decoder("Qwen3ForCausalLM", config, attention.with_windows(sliding_windows(config)))
 
 
 _ATTENTION = replace(

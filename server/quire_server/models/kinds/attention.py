@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import LinearWeights, Segment
-from quire_server.models.planning.parts import LinearPlan, NormPlan, NormSpec, Part, Planner, VectorPlan
+from quire_server.models.planning.parts import LinearPlan, NormPlan, NormSpec, Part, Planner
 from quire_server.models.planning.spec import KVShape, RopeSpec
 
 
@@ -28,10 +29,9 @@ class AttentionPlan:
     output: LinearPlan
     query_norm: NormPlan | None
     key_norm: NormPlan | None
-    sinks: VectorPlan | None
 
     def parts(self) -> Iterator[Part]:
-        for part in (self.qkv, self.output, self.query_norm, self.key_norm, self.sinks):
+        for part in (self.qkv, self.output, self.query_norm, self.key_norm):
             if part is not None:
                 yield part
 
@@ -56,7 +56,7 @@ class AttentionSpec:
     is_alibi: bool = False
     has_sinks: bool = False
     """A learned score for each head that takes its share of the softmax and gives nothing (gpt-oss). No kernel has it
-    yet: building such a layer is refused."""
+    yet: planning such a layer is refused, before anything is read or counted."""
 
     def with_windows(self, windows: Sequence[int | None]) -> list["AttentionSpec"]:
         """Return the same attention for one layer after the other, each with its own window."""
@@ -77,6 +77,10 @@ class AttentionSpec:
         return 2 * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     def plan(self, weights: AttentionWeights, planner: Planner) -> AttentionPlan:
+        """Raises UnsupportedModelError for what no kernel runs."""
+        if self.has_sinks:
+            owner, sinks = planner.name(weights.qkv.modules[0]), planner.name(weights.sinks or "unnamed")
+            raise UnsupportedModelError(f"{owner}: attention sinks ({sinks}) are not supported.")
         head_dim, is_per_head = self.head_dim, self.qk_norm_scope == "head"
         queries = Segment(name="heads", num_units=self.num_heads, unit_size=head_dim)
         kv_heads = Segment(name="KV heads", num_units=self.num_kv_heads, unit_size=head_dim, can_replicate=True)
@@ -92,12 +96,4 @@ class AttentionSpec:
             ),
             query_norm=planner.norm(weights.query_norm, self.qk_norm, head_dim if is_per_head else queries.size),
             key_norm=planner.norm(weights.key_norm, self.qk_norm, head_dim if is_per_head else kv_heads.size),
-            sinks=self._plan_sinks(weights, planner),
         )
-
-    def _plan_sinks(self, weights: AttentionWeights, planner: Planner) -> VectorPlan | None:
-        if not self.has_sinks:
-            return None
-        if weights.sinks is None:
-            raise ValueError("attention sinks have no name in the weight map")
-        return VectorPlan(name=planner.name(weights.sinks), size=self.num_heads)

@@ -145,10 +145,8 @@ class Attention:
 
 
 def build_attention(plan: AttentionPlan, builder: PartBuilder) -> Attention:
-    """Build a rank's heads. Raises UnsupportedModelError for what no kernel runs, and for heads that do not divide."""
+    """Build a rank's heads. Raises UnsupportedModelError for heads that do not divide."""
     spec, owner = plan.spec, plan.qkv.modules[0].name
-    if plan.sinks is not None:
-        raise UnsupportedModelError(f"{owner}: attention sinks ({plan.sinks.name}) are not supported.")
     heads = shard_units(plan.query_heads, builder.share, owner)
     shape = AttentionShape(
         num_heads=len(heads),

@@ -1,7 +1,7 @@
 """Turns a plan into the parts of a decoder, or of one worker's share of it. Knows no files; of kinds, their table."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from quire_server.models.kinds.attention import AttentionPlan
 from quire_server.models.kinds.mlp import MlpPlan
@@ -14,7 +14,7 @@ from quire_server.models.modules.layers import (
     FeedForwardModule,
     LayerParts,
 )
-from quire_server.models.modules.linear import Linear, TensorReader, UnquantizedLinear
+from quire_server.models.modules.linear import Linear, TableLinear, TensorReader
 from quire_server.models.modules.mlp import build_mlp
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.part_builder import PartBuilder
@@ -88,8 +88,8 @@ class ModelBuilder:
         table = self._plan.token_embedding
         if self._plan.lm_head is not None or head is None:
             return self._parts.table(table)
-        assert isinstance(head, UnquantizedLinear)
-        return self._parts.of_shard(TiedEmbedding(head.packed), table_rows(table, self._share), table)
+        tied = TiedEmbedding(cast("TableLinear", head))  # of a method that can look up, as the plan has seen to
+        return self._parts.of_shard(tied, table_rows(table, self._share), table)
 
     def _norm(self, plan: NormPlan | None) -> Norm | None:
         return None if plan is None else self._parts.norm(plan)

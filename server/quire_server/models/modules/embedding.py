@@ -1,11 +1,14 @@
 """Token and position lookups."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional
 
-import quire_kernels as kernels
+from quire_server.models.modules.linear import TableLinear, TensorReader, take_rows
+from quire_server.models.planning.linear_method import UnquantizedMethod
+from quire_server.models.planning.parts import TablePlan
 
 
 class Embedding(Protocol):
@@ -35,19 +38,19 @@ class TableEmbedding:
 
 
 class TiedEmbedding:
-    """Rows of the output layer's packed weight: tied weights are stored once."""
+    """Rows of the output layer's weight, however that is stored: tied weights are stored once."""
 
-    __slots__ = ("_packed",)
+    __slots__ = ("_head",)
 
-    def __init__(self, packed: kernels.PackedWeight) -> None:
-        self._packed = packed
+    def __init__(self, head: TableLinear) -> None:
+        self._head = head
 
     @property
     def size_bytes(self) -> int:
         return 0
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return kernels.gather_rows(self._packed, ids)
+        return self._head.look_up(ids)
 
 
 class VocabularyShard:
@@ -67,3 +70,12 @@ class VocabularyShard:
         is_held = (ids >= self._rows.start) & (ids < self._rows.stop)
         own = (ids - self._rows.start).clamp(0, len(self._rows) - 1)
         return self._embedding(own).mul_(is_held.unsqueeze(1))
+
+
+def load_table(plan: TablePlan, rows: range, reader: TensorReader) -> TableEmbedding:
+    """Load some rows of `module.weight`."""
+    return TableEmbedding(take_rows(reader.read(f"{plan.name}.weight", reader.dtype), rows))
+
+
+TABLE_LOADERS: dict[type, Callable[[TablePlan, range, TensorReader], Embedding]] = {UnquantizedMethod: load_table}
+"""From a `LinearMethod` that can look up to what makes an embedding of a table that it stores."""

@@ -29,6 +29,14 @@ class Linear(Protocol):
         ...
 
 
+class TableLinear(Linear, Protocol):
+    """A linear layer whose weight is an embedding too."""
+
+    def look_up(self, ids: Tensor) -> Tensor:  # [num_tokens] int64 -> [num_tokens, in_features], freshly made
+        """Return rows of the weight."""
+        ...
+
+
 class RawTensor(NamedTuple):
     """A stored tensor as it lies, but for its rows' order: not to be written to."""
 
@@ -64,7 +72,7 @@ def take(
     tensor: Tensor,  # [out, in], as stored perhaps transposed; or [out]
     module: ModulePlan,
     shard: ModuleShard,
-) -> Tensor:  # the shard's [out, in] or [out], contiguous; a view where nothing has to move
+) -> Tensor:  # the shard's [out, in] or [out], contiguous; a view where it is the whole
     """Bring a stored tensor into our order, and cut a rank's share out of it."""
     if tensor.dim() == 1:
         return _take_outputs(tensor, shard)
@@ -74,8 +82,14 @@ def take(
 
 
 def _take_outputs(tensor: Tensor, shard: ModuleShard) -> Tensor:
-    pieces = [tensor[piece.start : piece.stop] for piece in shard.outputs]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    if len(shard.outputs) == 1:
+        return take_rows(tensor, shard.outputs[0])
+    return torch.cat([tensor[piece.start : piece.stop] for piece in shard.outputs])
+
+
+def take_rows(tensor: Tensor, rows: range) -> Tensor:
+    """Return some rows: all of them as they are (perhaps mapped), fewer as a copy, so that the others are let go."""
+    return tensor if len(rows) == len(tensor) else tensor[rows.start : rows.stop].clone()
 
 
 class UnquantizedLinear:
@@ -93,6 +107,9 @@ class UnquantizedLinear:
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         return kernels.linear(x, self.packed, self.bias, out_dtype=out_dtype)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        return kernels.gather_rows(self.packed, ids)
 
 
 class StackedLinear:

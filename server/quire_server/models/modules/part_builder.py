@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from quire_server.errors import UnsupportedModelError
-from quire_server.models.modules.embedding import Embedding, TableEmbedding, VocabularyShard
+from quire_server.models.modules.embedding import TABLE_LOADERS, Embedding, VocabularyShard
 from quire_server.models.modules.linear import Linear, TensorReader, load_linear
 from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
 from quire_server.models.planning.parts import LinearPlan, NormPlan, TablePlan
@@ -39,9 +39,8 @@ class PartBuilder:
         return linear
 
     def table(self, plan: TablePlan) -> Embedding:
-        table = self.reader.read(f"{plan.module}.weight", self.reader.dtype)
         rows = table_rows(plan, self.share)
-        embedding = TableEmbedding(table[rows.start : rows.stop])
+        embedding = TABLE_LOADERS[type(plan.module.method)](plan, rows, self.reader)
         self._sizes.append(embedding.size_bytes)
         return self.of_shard(embedding, rows, plan)
 

@@ -6,7 +6,7 @@ frozen dataclass here or in a file of its own, and a line in `QUANTIZATIONS` and
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.parts import LinearMethod, LinearPlan, MethodFor, ModulePlan, StoredLookup, TensorPlan
@@ -19,6 +19,8 @@ class UnquantizedMethod:
     A GGUF file's blocks are unquantised too, once they are read.
     """
 
+    can_look_up: ClassVar[bool] = True
+
     def tensors(self, plan: LinearPlan, module: ModulePlan) -> Iterator[TensorPlan]:
         layout, segments = module.layout, plan.segments(module)
         shape = layout.stored_shape(plan.inputs.size)
@@ -28,17 +30,13 @@ class UnquantizedMethod:
             yield TensorPlan(name=f"{module.name}.bias", shape=(layout.out_features,), segments=of_outputs)
 
 
-QUANTIZATIONS: dict[str, Callable[[Mapping[str, Any]], MethodFor]] = {}
-"""A config's `quant_method` to what reads its `quantization_config`."""
-
-
 def select_method_for(config: Mapping[str, Any]) -> MethodFor:
     """Return how a checkpoint's modules are stored. Raises UnsupportedModelError for an unknown quantisation."""
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not quantization:
         return _unquantized
     name = quantization.get("quant_method", "unnamed") if isinstance(quantization, Mapping) else quantization
-    if name not in QUANTIZATIONS:
+    if not isinstance(name, str) or name not in QUANTIZATIONS:
         raise UnsupportedModelError(
             f"The checkpoint is quantised with {name!r}, which is not supported.",
             hint="Use the unquantised checkpoint, or a GGUF file.",
@@ -48,3 +46,7 @@ def select_method_for(config: Mapping[str, Any]) -> MethodFor:
 
 def _unquantized(module: str, stored: StoredLookup) -> LinearMethod:
     return UnquantizedMethod()
+
+
+QUANTIZATIONS: dict[str, Callable[[Mapping[str, Any]], MethodFor]] = {"gguf": lambda quantization: _unquantized}
+"""A config's `quant_method` to what reads its `quantization_config`."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, NamedTuple, Protocol
 
+from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import LinearWeights, ModuleLayout, Segment, module_layouts
 from quire_server.weights.stored import StoredTensor
 
@@ -49,10 +50,6 @@ class TensorPlan:
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
-
-    @property
-    def is_split(self) -> bool:
-        return bool(self.segments)
 
     def loaded_bytes(self, itemsize: int) -> int:
         """Return what the whole tensor takes once loaded, in a model whose dtype has `itemsize` bytes."""
@@ -97,37 +94,13 @@ class NormPlan:
             yield float32_vector(f"{self.module}.{name}", self.size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TablePlan:
-    """Rows that are looked up: an embedding."""
-
-    module: str
-    num_rows: int
-    row_size: int
-    is_split: bool
-    """By rows."""
-
-    def tensors(self) -> Iterator[TensorPlan]:
-        shape, rows = (self.num_rows, self.row_size), (self.rows(),)
-        yield TensorPlan(name=f"{self.module}.weight", shape=shape, segments=rows if self.is_split else ())
-
-    def rows(self) -> Segment:
-        return Segment(name="rows", num_units=self.num_rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VectorPlan:
-    """One number for each head."""
-
-    name: str
-    size: int
-
-    def tensors(self) -> Iterator[TensorPlan]:
-        yield float32_vector(self.name, self.size, segments=(Segment(name="heads", num_units=self.size),))
-
-
 class LinearMethod(Protocol):
     """How linear layers are stored. One frozen dataclass per quantisation scheme; equal methods are loaded together."""
+
+    @property
+    def can_look_up(self) -> bool:
+        """Whether a table may be stored so: one whose rows are looked up, and which may be the head too."""
+        ...
 
     def tensors(self, plan: "LinearPlan", module: "ModulePlan") -> Iterator[TensorPlan]:
         """Yield the tensors of one module, each with the bytes it holds once loaded."""
@@ -135,7 +108,7 @@ class LinearMethod(Protocol):
 
 
 MethodFor = Callable[[str, StoredLookup], LinearMethod]
-"""From a module's name, and what is stored, to its method."""
+"""From a module's name, and what is stored, to its method. Asked for linear layers and for tables."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +146,35 @@ class LinearPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TablePlan:
+    """Rows that are looked up: an embedding, stored as the linear layer is that has these rows as its outputs."""
+
+    module: ModulePlan
+    row_size: int
+    is_split: bool
+    """By rows."""
+
+    @property
+    def name(self) -> str:
+        return self.module.name
+
+    @property
+    def num_rows(self) -> int:
+        return self.module.layout.out_features
+
+    def tensors(self) -> Iterator[TensorPlan]:
+        return self.as_linear().tensors()
+
+    def rows(self) -> Segment:
+        return self.module.layout.segments[0]
+
+    def as_linear(self) -> LinearPlan:
+        """Return the layer that multiplies by the rows: a tied head."""
+        features = Segment(name="hidden features", num_units=self.row_size)
+        return LinearPlan(modules=(self.module,), inputs=features, shard_dim=0 if self.is_split else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
     """Makes the parts of one layer (None: of what surrounds the layers) from the names in a weight map."""
 
@@ -205,7 +207,17 @@ class Planner:
         )
         return LinearPlan(modules=modules, inputs=inputs, shard_dim=weights.shard_dim, has_bias=has_bias)
 
+    def table(self, module: str, *, num_rows: int, row_size: int, is_split: bool) -> TablePlan:
+        """Raises UnsupportedModelError for a table that is stored in a way whose rows cannot be looked up."""
+        name, layout = self.name(module), ModuleLayout(segments=(Segment(name="rows", num_units=num_rows),))
+        method = self.method_for(name, self.stored)
+        if not method.can_look_up:
+            raise UnsupportedModelError(f"{name}: an embedding that is stored as {method} is not supported.")
+        return TablePlan(
+            module=ModulePlan(name=name, layout=layout, method=method), row_size=row_size, is_split=is_split
+        )
 
-def float32_vector(name: str, size: int, *, segments: tuple[Segment, ...] = ()) -> TensorPlan:
+
+def float32_vector(name: str, size: int) -> TensorPlan:
     """Plan a small vector, which is float32 in memory whatever the model's dtype."""
-    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size, segments=segments)
+    return TensorPlan(name=name, shape=(size,), fixed_bytes=_FLOAT32_BYTES * size)

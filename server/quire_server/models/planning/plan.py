@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from quire_server.models.planning.layout import Segment
-from quire_server.models.planning.linear_method import UnquantizedMethod
 from quire_server.models.planning.parts import (
     LinearPlan,
     MethodFor,
@@ -88,10 +87,7 @@ class ModelPlan:
         """Return the output layer, which is made of the token embedding where the two are tied."""
         if self.lm_head is not None:
             return self.lm_head
-        table = self.token_embedding
-        tied = replace(self.weights.lm_head, modules=(table.module,), is_transposed=False)
-        planner = Planner(hidden_size=table.row_size, method_for=_held_plain, stored=nothing_stored)
-        return planner.linear(tied, outputs=(_vocabulary(self.spec),), inputs=planner.hidden())
+        return self.token_embedding.as_linear()
 
 
 def build_plan(
@@ -104,16 +100,16 @@ def build_plan(
     return ModelPlan(
         spec=spec,
         weights=weights,
-        token_embedding=TablePlan(
-            module=weights.token_embedding,
+        token_embedding=planner.table(
+            weights.token_embedding,
             num_rows=spec.vocab_size,
             row_size=spec.embedding_size,
             is_split=weights.lm_head.shard_dim == 0,
         ),
         position_embedding=None
         if positions is None or weights.position_embedding is None
-        else TablePlan(
-            module=weights.position_embedding,
+        else planner.table(
+            weights.position_embedding,
             num_rows=positions.num_positions + positions.offset,
             row_size=spec.hidden_size,
             is_split=False,
@@ -152,7 +148,3 @@ def _plan_layer(spec: LayerSpec, weights: LayerWeights, planner: Planner) -> Lay
 
 def _vocabulary(spec: DecoderSpec) -> Segment:
     return Segment(name="vocabulary entries", num_units=spec.vocab_size)
-
-
-def _held_plain(module: str, stored: StoredLookup) -> UnquantizedMethod:
-    return UnquantizedMethod()

@@ -83,7 +83,7 @@ def shard_units(segment: Segment, share: ModelShare, owner: str) -> range:
 
 def table_rows(plan: TablePlan, share: ModelShare) -> range:
     """Return which rows of a table a rank holds. Raises UnsupportedModelError naming the module."""
-    return shard_units(plan.rows(), share, plan.module) if plan.is_split else range(plan.num_rows)
+    return shard_units(plan.rows(), share, plan.name) if plan.is_split else range(plan.num_rows)
 
 
 def check_divides(tensors: Iterable[TensorPlan], share: ModelShare) -> None:

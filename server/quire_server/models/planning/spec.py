@@ -6,7 +6,7 @@ of attention or feed-forward is in particular is known to its own module in `kin
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
 from quire_server.models.planning.parts import NormSpec, Part, Planner
@@ -55,8 +55,8 @@ class KindPlan(Protocol):
     def parts(self) -> Iterator[Part]: ...
 
 
-class FeedForwardKind(Protocol):
-    """A frozen dataclass that says what one feed-forward is. Sizes are of the whole model; sharding divides them."""
+class LayerHalf(Protocol):
+    """A frozen dataclass that says what a half of a layer is. Sizes are of the whole model; sharding divides them."""
 
     @property
     def activation_width(self) -> int:
@@ -68,8 +68,12 @@ class FeedForwardKind(Protocol):
         ...
 
 
-class AttentionKind(FeedForwardKind, Protocol):
-    """The same of an attention."""
+class FeedForwardKind(LayerHalf, Protocol):
+    """What one feed-forward is."""
+
+
+class AttentionKind(LayerHalf, Protocol):
+    """What one attention is: how it knows positions, and what it keeps."""
 
     @property
     def rope(self) -> RopeSpec | None:
@@ -113,7 +117,8 @@ class LayerNorms:
     feed_forward_output: NormSpec | None = None
 
     def __post_init__(self) -> None:
-        given = tuple(name for name in self.__slots__[1:] if getattr(self, name) is not None)
+        names = (field.name for field in fields(self) if field.name != "placement")
+        given = tuple(name for name in names if getattr(self, name) is not None)
         if set(given) != set(_PLACEMENT_TO_NORMS[self.placement]):
             needed = ", ".join(_PLACEMENT_TO_NORMS[self.placement])
             raise ValueError(f"placement {self.placement!r} has norms for {needed}, not for {', '.join(given)}")
