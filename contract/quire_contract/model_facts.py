@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from quire_contract.model_shape import ModelShape
+from quire_contract.memory.model_shape import ModelShape
 
 # Codes of a download's termination message; the operator turns them into condition reasons.
 MODEL_GATED: Final = "ModelGated"

@@ -6,7 +6,7 @@ Data only. `apply.py` carries them out; nothing else in the operator changes an 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quire_contract.fit import FitReport
+from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import ModelFacts
 from quire_operator.objects import Manifest, Ref
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from quire_contract import names
-from quire_contract.fit import FitReport
+from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import DownloadProgress
 from quire_operator.actions import Plan
 from quire_operator.cluster import ClusterFacts

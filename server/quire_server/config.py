@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from quire_contract import ports
-from quire_contract.fit import DEFAULT_BLOCK_SIZE, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS
+from quire_contract.memory.fit import DEFAULT_BLOCK_SIZE, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS
 from quire_server.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]

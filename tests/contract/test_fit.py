@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_contract.dtypes import dtype_bytes
-from quire_contract.fit import FitError, FitRequest, ModelShape, check_fit, device_memory, stage_layers
-from quire_contract.model_shape import LayerWeights, WeightShare
+from quire_contract.memory.dtypes import dtype_bytes
+from quire_contract.memory.fit import FitError, FitRequest, ModelShape, check_fit, device_memory, stage_layers
+from quire_contract.memory.model_shape import LayerWeights, WeightShare
 from quire_server.models.footprint import shape_of_config
 
 TINY: dict[str, Any] = {

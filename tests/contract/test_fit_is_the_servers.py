@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import quire_kernels
-from quire_contract.fit import FitReport, FitRequest, check_fit, device_memory, stage_layers
+from quire_contract.memory.fit import FitReport, FitRequest, check_fit, device_memory, stage_layers
+from quire_contract.memory.model_shape import ModelShape
 from quire_contract.model_facts import decode_facts, encode_facts
-from quire_contract.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.download.facts import read_facts
 from quire_server.engine.request import EngineRequest

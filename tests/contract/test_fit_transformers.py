@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quire_contract.model_shape import ModelShape
+from quire_contract.memory.model_shape import ModelShape
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.footprint import shape_of_config
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_contract.dtypes import FitError
-from quire_contract.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat, max_blocks_in_window
+from quire_contract.memory.dtypes import FitError
+from quire_contract.memory.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat, max_blocks_in_window
 
 BF16 = KVFormat(dtype="bfloat16")
 

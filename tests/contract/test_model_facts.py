@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from quire_contract.kv_cache import KVCacheGroup
+from quire_contract.memory.kv_cache import KVCacheGroup
+from quire_contract.memory.model_shape import LayerWeights, ModelShape, WeightShare
 from quire_contract.model_facts import MAX_FACTS_BYTES, ModelFacts, decode_facts, encode_facts
-from quire_contract.model_shape import LayerWeights, ModelShape, WeightShare
 from quire_server.models.footprint import shape_of_config
 
 LLAMA_405B: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 
 from quire_contract.crd import load_schema
-from quire_contract.fit import FitReport
+from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import ModelFacts
 from quire_contract.names import LABEL_REVISION
 from quire_contract.termination import TerminationMessage, encode_termination

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from plan_world import FACTS, GIB, LLAMA, manifest
 
-from quire_contract.fit import FitRequest, check_fit
+from quire_contract.memory.fit import FitRequest, check_fit
 from quire_contract.model_facts import ModelFacts, decode_facts
 from quire_operator.fit import Fit, judge_fit, read_engine_settings, target_pending_per_replica
 from quire_operator.resources.render_input import Hardware

@@ -2,7 +2,7 @@
 
 import torch
 
-from quire_contract.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat
+from quire_contract.memory.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.planning.spec import DecoderSpec
 from quire_server.runner.kv_cache import KVCacheStorage

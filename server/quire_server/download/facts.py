@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
+from quire_contract.memory.model_shape import FitError, ModelShape
 from quire_contract.model_facts import MAX_FACTS_BYTES, ModelFacts, encode_facts
-from quire_contract.model_shape import FitError, ModelShape
 from quire_server.download.errors import ModelInvalidError
 from quire_server.download.selection import gguf_parts, model_path
 from quire_server.errors import CheckpointError, UnsupportedModelError

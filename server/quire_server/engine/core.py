@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from quire_contract.kv_cache import KVCacheSpec
+from quire_contract.memory.kv_cache import KVCacheSpec
 from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
 from quire_server.engine.output import RequestOutput, SchedulerStats

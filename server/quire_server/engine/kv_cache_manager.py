@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from quire_contract.kv_cache import KVCacheSpec
+from quire_contract.memory.kv_cache import KVCacheSpec
 from quire_server.engine.block_pool import ROOT_HASH, BlockPool, ExtraKeys, KVCacheBlock, hash_block
 from quire_server.engine.request import Request
 from quire_server.engine.step import BlockCopy

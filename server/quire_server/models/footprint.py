@@ -1,7 +1,7 @@
 """What a model takes of memory, as numbers (`ModelShape`): summed over the tensors of its plan.
 
 Asked by the server before it loads, and by the download Job, whose answer goes to the operator: one family, one plan,
-one arithmetic. Pure, and imports no torch; what depends on dtype and devices is `quire_contract.fit`'s.
+one arithmetic. Pure, and imports no torch; what depends on dtype and devices is `quire_contract.memory.fit`'s.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quire_contract.model_shape import FitError, LayerWeights, ModelShape, WeightShare
+from quire_contract.memory.model_shape import FitError, LayerWeights, ModelShape, WeightShare
 from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.planning.parts import StoredLookup, TensorPlan, nothing_stored

@@ -1,9 +1,9 @@
 """The KV cache's memory: allocated once, seen by each layer as its keys and values, moved by whole blocks.
 
-Owns the memory of one pool, of the device or of the host; where a layer lies in a block is `quire_contract.kv_cache`'s;
-the block pool (engine) alone decides which block belongs to whom. Invariants: a block is one contiguous piece through
-all layers, so that one copy moves it; what the pool has not handed out and a step has not written is never read, so
-blocks are not cleared between owners.
+Owns the memory of one pool, of the device or of the host; where a layer lies in a block is the contract's to say
+(`quire_contract.memory.kv_cache`), which block belongs to whom the block pool's alone (engine). Invariants: a block is
+one contiguous piece through all layers, so that one copy moves it; what the pool has not handed out and a step has not
+written is never read, so blocks are not cleared between owners.
 """
 
 import mmap
@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from quire_contract.kv_cache import KVCacheSpec, LayerPlace
+from quire_contract.memory.kv_cache import KVCacheSpec, LayerPlace
 from quire_kernels import copy_blocks, swap_blocks
 from quire_server.engine.step import BlockCopy
 from quire_server.models.attention import KVCache

@@ -1,18 +1,18 @@
 """How many KV blocks fit: decided before anything is allocated, so that no profiling run is needed.
 
 Owns the budget of a device's memory (weights + workspace + KV cache + what is left free), and the server's own rules
-beside it: flags that fix the cache's size, and the context length that is served. The arithmetic is
-`quire_contract.fit`'s, as the operator's is. Does not know where a number comes from (`host_limits`, `torch.cuda`) nor
-allocates anything (`kv_cache`).
+beside it: flags that fix the cache's size, and the context length that is served. The arithmetic is the contract's
+(`quire_contract.memory.fit`), as the operator's is. Does not know where a number comes from (`host_limits`,
+`torch.cuda`) nor allocates anything (`kv_cache`).
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from quire_contract.fit import NUM_NULL_BLOCKS, DeviceMemory, FitRequest, device_memory, usable_bytes
-from quire_contract.kv_cache import KVCacheSpec
-from quire_contract.model_shape import ModelShape
+from quire_contract.memory.fit import NUM_NULL_BLOCKS, DeviceMemory, FitRequest, device_memory, usable_bytes
+from quire_contract.memory.kv_cache import KVCacheSpec
+from quire_contract.memory.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
 

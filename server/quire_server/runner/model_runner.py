@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quire_contract.fit import logits_chunk_rows
+from quire_contract.memory.fit import logits_chunk_rows
 from quire_server.engine.output import TokenLogprobs
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.models.attention import KVCache

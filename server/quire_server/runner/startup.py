@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire_contract.fit import NUM_NULL_BLOCKS
+from quire_contract.memory.fit import NUM_NULL_BLOCKS
 from quire_contract.phases import Phase
 from quire_kernels import backend_summary
 from quire_server.config import EngineConfig, SchedulerConfig

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire_contract.fit import stage_layers
+from quire_contract.memory.fit import stage_layers
 from quire_contract.phases import Phase
 from quire_server.config import EngineConfig
 from quire_server.engine.border.messages import EngineProgress

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from quire_contract.memory.model_shape import LayerWeights
 from quire_contract.model_facts import encode_facts
-from quire_contract.model_shape import LayerWeights
 from quire_contract.model_uri import parse_model_uri
 from quire_server.download import facts as facts_module
 from quire_server.download.errors import DownloadError

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from kv_storage import small_kv_cache
 
 from quire_server.config import SchedulerConfig
-from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
+from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager, KVCacheParams
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.scheduler import Scheduler
@@ -266,6 +266,23 @@ def make_manager(
     """`num_blocks` counts the null block."""
     params = {"max_num_batched_tokens": 64, "kv_cache": small_kv_cache(sliding_window), **kwargs}
     return KVCacheManager(KVCacheParams(num_blocks=num_blocks, block_size=block_size, **params))  # type: ignore[arg-type]
+
+
+def compute(manager: KVCacheManager, request: Request, num_tokens: int | None = None) -> Sequence[int]:
+    """Admit or continue a request as the scheduler does; all of its tokens unless told otherwise."""
+    prefix = manager.find_cached_prefix(request) if request.num_computed_tokens == 0 else NO_PREFIX
+    computed = request.num_computed_tokens + prefix.num_tokens
+    num_tokens = request.num_tokens - computed if num_tokens is None else num_tokens
+    block_ids = manager.allocate(request, num_tokens, prefix)
+    assert block_ids is not None
+    request.num_computed_tokens = computed + num_tokens
+    manager.cache_full_blocks(request)
+    manager.check_integrity()
+    return block_ids
+
+
+def append(request: Request, *token_ids: int) -> None:
+    request.token_ids.extend(token_ids)
 
 
 def make_scheduler(

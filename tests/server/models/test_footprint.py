@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from quire_contract.fit import FitRequest, device_memory
-from quire_contract.kv_cache import KVCacheGroup
+from quire_contract.memory.fit import FitRequest, device_memory
+from quire_contract.memory.kv_cache import KVCacheGroup
 from quire_server.models.families import llama
 from quire_server.models.footprint import build_model_shape, shape_of_config
 from quire_server.models.kinds.attention import AttentionSpec

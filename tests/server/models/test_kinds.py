@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire_contract.model_shape import FitError
+from quire_contract.memory.model_shape import FitError
 from quire_kernels import paged_attention, rope_and_cache
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.attention import KVCache, StepContext

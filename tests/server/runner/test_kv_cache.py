@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from quire_contract.dtypes import FitError, dtype_bytes
-from quire_contract.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat
+from quire_contract.memory.dtypes import FitError, dtype_bytes
+from quire_contract.memory.kv_cache import KVCacheGroup, KVCacheSpec, KVFormat
 from quire_kernels import cache as cache_kernels
 from quire_server.engine.step import BlockCopy
 from quire_server.runner.kv_cache import KVCacheStorage

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quire_contract.model_shape import ModelShape
+from quire_contract.memory.model_shape import ModelShape
 from quire_server.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from quire_server.errors import ConfigError, OutOfMemoryError
 from quire_server.models.footprint import shape_of_config

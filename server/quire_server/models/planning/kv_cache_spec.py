@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from quire_contract.kv_cache import KVCacheGroup
+from quire_contract.memory.kv_cache import KVCacheGroup
 from quire_server.models.planning.spec import DecoderSpec, KVShape
 
 

@@ -7,7 +7,7 @@ Invariant: the slices of all ranks, joined, are the whole; only units that may b
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quire_contract.model_shape import bytes_on_device, can_divide
+from quire_contract.memory.model_shape import bytes_on_device, can_divide
 from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import Segment
 from quire_server.models.planning.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quire_contract.dtypes import FitError
-from quire_contract.kv_cache import KVCacheGroup
+from quire_contract.memory.dtypes import FitError
+from quire_contract.memory.kv_cache import KVCacheGroup
 
 __all__ = ["FitError", "LayerWeights", "ModelShape", "WeightShare"]
 

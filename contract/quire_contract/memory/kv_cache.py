@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from quire_contract.dtypes import FitError, dtype_bytes
+from quire_contract.memory.dtypes import FitError, dtype_bytes
 
 _SCALE_ALIGNMENT: Final = 4
 """Scales are float32 at most, and start where one may."""

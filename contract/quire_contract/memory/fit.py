@@ -7,9 +7,9 @@ both get their numbers here. Where a replica has several devices, all numbers ar
 from dataclasses import dataclass
 from typing import Final
 
-from quire_contract.dtypes import FitError, dtype_bytes
-from quire_contract.kv_cache import KVCacheSpec, KVFormat
-from quire_contract.model_shape import ModelShape, sum_on_device
+from quire_contract.memory.dtypes import FitError, dtype_bytes
+from quire_contract.memory.kv_cache import KVCacheSpec, KVFormat
+from quire_contract.memory.model_shape import ModelShape, sum_on_device
 
 __all__ = [
     "DEFAULT_BLOCK_SIZE",
