@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for concurrency in arguments.concurrency:
         ours = Side(name="ours", python=sys.executable, flags=shlex.split(arguments.flags))
-        other = Side(name="other", python=arguments.other, flags=shlex.split(arguments.other_flags))
+        other = Side(name=arguments.other_name, python=arguments.other, flags=shlex.split(arguments.other_flags))
         for repeat in range(arguments.repeats):
             for side in (ours, other) if repeat % 2 else (other, ours):
                 side.run(arguments.model, concurrency, repeat)
@@ -84,6 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--other", default=sys.executable, help="interpreter of the other checkout's environment")
+    parser.add_argument("--other-name", default="other", help="what the results call the other, such as its commit")
     parser.add_argument("--flags", default="", help="flags of ours, in one word")
     parser.add_argument("--other-flags", default="", help="flags of the other, in one word")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16, 64])
