@@ -4,7 +4,6 @@ The two alternate, under the load of `serving.py`; ratios are of the medians ove
 """
 
 import argparse
-import asyncio
 import shlex
 import statistics
 import sys
@@ -12,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client import closed_loop, random_prompts
+from client import random_prompts
 from common import Row, add_output_argument, finish, row
-from server import serving, wait_ready
+from server import measure_served
+from serving import OUTPUT_TOKENS, PROMPT_TOKENS
 
-PROMPT_TOKENS = 128
-OUTPUT_TOKENS = 128
 VOCAB_SIZE = 32000
 """Prompts are made of the first ids, which every model has."""
 
@@ -36,13 +34,14 @@ class Side:
     def run(self, model: Path, concurrency: int, repeat: int) -> None:
         count = max(concurrency, 4) if concurrency < 16 else concurrency * 2
         prompts = random_prompts(count, PROMPT_TOKENS, VOCAB_SIZE, seed=1000 * concurrency + repeat)
-        warm = random_prompts(concurrency, PROMPT_TOKENS, VOCAB_SIZE, seed=repeat)
-        with serving([str(model), "--served-model-name", "model", *self.flags], python=self.python) as server:
-            wait_ready(server)
-            asyncio.run(closed_loop(server.host, server.port, "model", warm, 8, concurrency))
-            timings, wall = asyncio.run(
-                closed_loop(server.host, server.port, "model", prompts, OUTPUT_TOKENS, concurrency)
-            )
+        timings, wall = measure_served(
+            [str(model), *self.flags],
+            prompts,
+            random_prompts(concurrency, PROMPT_TOKENS, VOCAB_SIZE, seed=repeat),
+            max_tokens=OUTPUT_TOKENS,
+            concurrency=concurrency,
+            python=self.python,
+        )
         self.ttft_ms.extend(1e3 * timing.ttft for timing in timings)
         self.tpot_ms.extend(1e3 * timing.tpot for timing in timings)
         self.rate.append(count * OUTPUT_TOKENS / wall)

@@ -1,5 +1,6 @@
 """Starts and stops a `quire serve` process for the benchmarks."""
 
+import asyncio
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+from client import Timing, closed_loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +55,19 @@ def wait_ready(server: RunningServer, timeout_s: float = 300.0) -> float:
             return time.perf_counter() - server.started
         time.sleep(0.01)
     raise TimeoutError(f"not ready after {timeout_s} s")
+
+
+def measure_served(
+    arguments: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    warm: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    concurrency: int,
+    python: str = sys.executable,
+) -> tuple[list[Timing], float]:
+    """Start a server, warm it up, and load it until every prompt is done. Returns timings and wall time in seconds."""
+    with serving([*arguments, "--served-model-name", "model"], python=python) as server:
+        wait_ready(server)
+        asyncio.run(closed_loop(server.host, server.port, "model", warm, 8, concurrency))
+        return asyncio.run(closed_loop(server.host, server.port, "model", prompts, max_tokens, concurrency))

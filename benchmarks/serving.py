@@ -4,15 +4,14 @@ Random prompts of 128 tokens, 128 tokens out, greedy, at concurrency 1, 16 and 6
 """
 
 import argparse
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from client import closed_loop, random_prompts
+from client import random_prompts
 from common import Row, add_output_argument, finish, read_bandwidth, row
-from server import serving, wait_ready
+from server import measure_served
 
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 128
@@ -76,15 +75,13 @@ def measure(arguments: argparse.Namespace) -> list[Row]:
         count = max(concurrency, 2) if concurrency < 16 else concurrency * 2
         for repeat in range(arguments.repeats):
             prompts = random_prompts(count, PROMPT_TOKENS, peer.vocab_size, seed=1000 * concurrency + repeat)
-            with serving(
-                [str(arguments.model), "--served-model-name", "model", "--device", arguments.device]
-            ) as server:
-                wait_ready(server)
-                warm = random_prompts(concurrency, PROMPT_TOKENS, peer.vocab_size, seed=repeat)
-                asyncio.run(closed_loop(server.host, server.port, "model", warm, 8, concurrency))
-                timings, wall = asyncio.run(
-                    closed_loop(server.host, server.port, "model", prompts, OUTPUT_TOKENS, concurrency)
-                )
+            timings, wall = measure_served(
+                [str(arguments.model), "--device", arguments.device],
+                prompts,
+                random_prompts(concurrency, PROMPT_TOKENS, peer.vocab_size, seed=repeat),
+                max_tokens=OUTPUT_TOKENS,
+                concurrency=concurrency,
+            )
             ours["ttft"] += [1e3 * t.ttft for t in timings]
             ours["tpot"] += [1e3 * t.tpot for t in timings]
             ours["rate"].append(count * OUTPUT_TOKENS / wall)
