@@ -119,9 +119,6 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
     num_preemptions: int = 0
-    finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
-    """The stop token id, where one other than end-of-sequence ended it."""
     scheduled_time: float | None = None
     """Unix time of the first step that included it."""
     num_sent_prompt_logprobs: int = 0

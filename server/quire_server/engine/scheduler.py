@@ -27,11 +27,10 @@ from itertools import count
 
 from quire_server.config import SchedulerConfig
 from quire_server.engine.admission import refuse_if_impossible
-from quire_server.engine.finish import Finish
 from quire_server.engine.kv_cache_manager import NO_PREFIX, CachedPrefix, KVCacheManager
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.progress import build_output, record_progress
-from quire_server.engine.request import EngineRequest, FinishReason, Request, RequestStatus
+from quire_server.engine.request import EngineRequest, Request, RequestStatus
 from quire_server.engine.request_queue import RequestQueue, rank_by
 from quire_server.engine.shares import (
     Share,
@@ -133,7 +132,7 @@ class Scheduler:
                 del self._blocked[request.request_id]
             elif request.status is not RequestStatus.RUNNING:
                 self._waiting.remove(request)
-            self._finish(request, Finish(FinishReason.ABORT))
+            self._finish(request)
         self._forget_finished()
         return [request.request_id for request in aborted]
 
@@ -170,7 +169,7 @@ class Scheduler:
             if output is not None:
                 outputs.append(output)
             if progress.finish is not None:
-                self._finish(request, progress.finish)
+                self._finish(request)
                 has_finished = True
         if has_finished:
             self._forget_finished()
@@ -372,12 +371,11 @@ class Scheduler:
 
     # Ends
 
-    def _finish(self, request: Request, finish: Finish) -> None:
+    def _finish(self, request: Request) -> None:
         """End a request. The caller takes it out of its queue (`_forget_finished` for the running ones)."""
         if request.status is RequestStatus.RUNNING:
             self._removed_request_ids.append(request.request_id)
         request.status = RequestStatus.FINISHED
-        request.finish_reason, request.stop_reason = finish
         self._kv_cache.free(request)
         del self._requests[request.request_id]
 

@@ -42,10 +42,10 @@ def test_branches_are_merged_apart() -> None:
             stream.put(output(1, 10 + token_id))
         assert [each.new_token_ids for each in (await anext(stream), await anext(stream))] == [[0, 1, 2], [10, 11, 12]]
         stream.put(last(1, 13))
-        assert not stream.is_complete
+        assert not stream._is_complete
         stream.put(output(0, 3))
         stream.put(last(0))
-        assert stream.is_complete
+        assert stream._is_complete
         assert await read_all(stream) == [(1, [13], True), (0, [3], True)]
         assert closed == []
 
@@ -73,7 +73,7 @@ def test_an_error_or_an_abort_ends_every_branch_and_is_read_last(reason: FinishR
             assert (await anext(stream)).finish_reason is FinishReason.LENGTH
         stream.put(output(1, 2))
         stream.put(output(0, finish=reason))
-        assert stream.is_complete
+        assert stream._is_complete
         stream.put(output(1, 3))
         assert [each[0] for each in await read_all(stream)] == [1, 0]
         assert closed == []
@@ -106,7 +106,7 @@ def test_a_branch_that_its_reader_ended_is_aborted_once_the_engine_has_ended_the
         await anext(stream)
         stream.end_branch(0)
         stream.put(last(1, 2))
-        assert stream.is_complete
+        assert stream._is_complete
         assert not stream.has_ended_in_engine
         assert closed == ["r"]
         assert await read_all(stream) == [(1, [2], True)]
@@ -229,7 +229,7 @@ def test_whatever_the_order_each_branch_is_read_whole_and_ends_once(branches, ra
             stream.put(last(branch, token_id) if is_last else output(branch, token_id))
             if random.random() < 0.4:
                 await take()
-        assert stream.is_complete
+        assert stream._is_complete
         async for each in stream:
             read[each.branch] += each.new_token_ids
             ends[each.branch] += each.finish_reason is not None

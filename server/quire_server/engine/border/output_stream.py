@@ -58,11 +58,6 @@ class OutputStream:
         self._waiter: asyncio.Future[None] | None = None
 
     @property
-    def is_complete(self) -> bool:
-        """Whether nothing more can come to its reader; what has come may still have to be read."""
-        return self._is_complete
-
-    @property
     def has_ended_in_engine(self) -> bool:
         """Whether the engine has said the last of it. Told to a stream that was closed, too."""
         return self._is_over or len(self._ended_by_engine) == self._num_branches

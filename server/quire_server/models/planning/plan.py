@@ -96,6 +96,7 @@ def build_plan(
     """Plan a model. Raises UnsupportedModelError where a module is stored in a way that is not known."""
     planner = Planner(hidden_size=spec.hidden_size, method_for=method_for, stored=stored)
     embedded = Segment(name="embedding features", num_units=spec.embedding_size)
+    vocabulary = Segment(name="vocabulary entries", num_units=spec.vocab_size)
     is_projected, positions = spec.embedding_size != spec.hidden_size, spec.learned_positions
     return ModelPlan(
         spec=spec,
@@ -127,9 +128,7 @@ def build_plan(
         else None,
         lm_head=None
         if spec.tie_word_embeddings
-        else planner.linear(
-            weights.lm_head, outputs=(_vocabulary(spec),), inputs=embedded, has_bias=spec.has_lm_head_bias
-        ),
+        else planner.linear(weights.lm_head, outputs=(vocabulary,), inputs=embedded, has_bias=spec.has_lm_head_bias),
     )
 
 
@@ -144,7 +143,3 @@ def _plan_layer(spec: LayerSpec, weights: LayerWeights, planner: Planner) -> Lay
         feed_forward_norm=planner.norm(weights.feed_forward_norm, norms.feed_forward),
         feed_forward_output_norm=planner.norm(weights.feed_forward_output_norm, norms.feed_forward_output),
     )
-
-
-def _vocabulary(spec: DecoderSpec) -> Segment:
-    return Segment(name="vocabulary entries", num_units=spec.vocab_size)
