@@ -14,12 +14,12 @@ from quire_operator.actions import Verdict
 from quire_operator.cluster import ClusterFacts
 from quire_operator.cron import find_cron_problem
 from quire_operator.fit import EngineSettings, read_engine_settings
-from quire_operator.hardware import pods_per_replica, resolve_hardware
+from quire_operator.hardware import Hardware, pods_per_replica, resolve_hardware
 from quire_operator.objects import LEADER_WORKER_SET, SERVICE_MONITOR, Manifest
 from quire_operator.observed import Observed
 from quire_operator.profiles import check_profiles
 from quire_operator.resources.render import render_children, render_download_job
-from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.render_input import RenderInput
 from quire_operator.resources.volume import access_modes_of
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError

@@ -11,9 +11,7 @@ from statistics import median
 from typing import Any, Final
 
 from quire_operator.objects import Manifest
-from quire_operator.pod_reasons import restart_count
-from quire_operator.reasons import conditions_of
-from quire_operator.rollout import is_ending, is_ready
+from quire_operator.pods import conditions_of, is_ending, is_ready, restart_count
 from quire_operator.times import format_time, parse_time
 
 MAX_RECENT: Final = 5

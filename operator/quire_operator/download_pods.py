@@ -15,7 +15,7 @@ from quire_contract.units import format_bytes
 from quire_operator.actions import Verdict
 from quire_operator.objects import Manifest
 from quire_operator.observed import Observed
-from quire_operator.rollout import is_ending, unschedulable_condition
+from quire_operator.pods import is_ending, unschedulable_condition
 from quire_operator.spec import LLMDeployment
 from quire_operator.times import parse_time
 from quire_operator.volumes import Shortage

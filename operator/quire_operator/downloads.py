@@ -36,12 +36,13 @@ from quire_operator.download_pods import (
     pods_of_job,
     unschedulable_since,
 )
+from quire_operator.hardware import Hardware
 from quire_operator.objects import JOB, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
+from quire_operator.pods import condition_of, is_ending
 from quire_operator.resources.download_job import render_download_job
-from quire_operator.resources.render_input import Hardware
 from quire_operator.resources.volume import access_modes_of
-from quire_operator.rollout import condition_of, earliest, is_ending
+from quire_operator.rollout import earliest
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
 from quire_operator.times import parse_time

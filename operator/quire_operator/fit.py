@@ -22,7 +22,7 @@ from quire_contract.memory.fit import (
 from quire_contract.model_facts import ModelFacts
 from quire_contract.units import UnitError, format_bytes, parse_quantity, parse_size
 from quire_operator.actions import Verdict
-from quire_operator.resources.render_input import Hardware
+from quire_operator.hardware import Hardware
 from quire_operator.spec import LLMDeployment, SpecError
 
 _EXTRA_ARGS: Final = "spec.engine.extraArgs"

@@ -5,17 +5,34 @@ could ever place (a GPU asked for in requests alone, two kinds of GPU, more requ
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from quire_contract.units import UnitError, parse_quantity
-from quire_operator.resources.render_input import Hardware
 from quire_operator.settings import Profile, Settings
 from quire_operator.spec import LLMDeployment, SpecError
 
 _GPU_SUFFIXES: Final = ("/gpu", "/gpu.shared")
 _GPU_PREFIXES: Final = ("nvidia.com/mig-", "gpu.intel.com/")
 _Quantities = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What one pod gets and where it runs: from `spec.resources`, or from the active profile."""
+
+    limits: Mapping[str, str]
+    requests: Mapping[str, str]
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    runtime_class_name: str | None = None
+    image: str
+    num_gpus: int
+    gpu_resource: str | None = None
+    """Such as nvidia.com/gpu; None on a CPU."""
+    gpu_memory_bytes: int | None = None
+    """None: not known, or no GPU."""
 
 
 def resolve_hardware(deployment: LLMDeployment, settings: Settings, profile: str | None) -> Hardware:

@@ -123,11 +123,6 @@ def pod_templates_of(workload: Manifest) -> Iterator[tuple[tuple[str, ...], Mani
             yield path, found
 
 
-def is_over(pod: Manifest) -> bool:
-    """Whether no container will run in a pod again: evicted, refused by its node, or completed."""
-    return (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
-
-
 def annotation_of(manifest: Manifest, name: str) -> str | None:
     value: str | None = (manifest["metadata"].get("annotations") or {}).get(name)
     return value

@@ -10,6 +10,7 @@ from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
 from quire_operator.objects import Key, Manifest
 from quire_operator.observed import Observed, WarningEvent
+from quire_operator.pods import can_answer, is_ready
 from quire_operator.store import Store, model_place
 
 
@@ -58,29 +59,18 @@ def observe(
 
 def pods_to_ask_readiness(observed: Observed) -> tuple[Manifest, ...]:
     """Return the serving pods that run and are not ready."""
-    return tuple(pod for pod in observed.pods if _can_answer(pod) and not _is_ready(pod))
+    return tuple(pod for pod in observed.pods if can_answer(pod) and not is_ready(pod))
 
 
 def pod_to_ask_progress(observed: Observed) -> Manifest | None:
     """Return the running pod of the download, the newest if there are several."""
-    running = [pod for pod in observed.job_pods if _can_answer(pod)]
+    running = [pod for pod in observed.job_pods if can_answer(pod)]
     return max(running, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), default=None)
 
 
 def pods_to_ask_loads(observed: Observed) -> tuple[Manifest, ...]:
     """Return the serving pods that may hold requests, those that are ending too."""
     return tuple(pod for pod in observed.pods if _status(pod).get("phase") == "Running" and _status(pod).get("podIP"))
-
-
-def _can_answer(pod: Manifest) -> bool:
-    status = _status(pod)
-    is_ending = "deletionTimestamp" in pod["metadata"]
-    return status.get("phase") == "Running" and bool(status.get("podIP")) and not is_ending
-
-
-def _is_ready(pod: Manifest) -> bool:
-    conditions = _status(pod).get("conditions") or []
-    return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
 def _status(pod: Manifest) -> Manifest:

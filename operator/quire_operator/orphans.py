@@ -17,7 +17,7 @@ from quire_contract.names import (
 )
 from quire_operator.actions import Action, Delete
 from quire_operator.objects import JOB, PERSISTENT_VOLUME_CLAIM, Kind, Manifest, Ref, annotation_of, label_of
-from quire_operator.rollout import is_ending
+from quire_operator.pods import is_ending
 
 
 def plan_orphans(claims: Iterable[Manifest], jobs: Iterable[Manifest]) -> tuple[Action, ...]:

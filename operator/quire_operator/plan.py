@@ -19,7 +19,7 @@ from quire_operator.cluster import ClusterFacts
 from quire_operator.downloads import ModelPlan, plan_model
 from quire_operator.drift import describe_drift, is_applied
 from quire_operator.fit import Fit, judge_fit, target_pending_per_replica
-from quire_operator.hardware import pods_per_replica
+from quire_operator.hardware import Hardware, pods_per_replica
 from quire_operator.objects import (
     DEPLOYMENT,
     LEADER_WORKER_SET,
@@ -36,15 +36,15 @@ from quire_operator.objects import (
     ref_of,
 )
 from quire_operator.observed import Observed
+from quire_operator.pods import is_ending
 from quire_operator.profiles import ProfileChoice, choose_profile
 from quire_operator.resources.render import render_children
-from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.render_input import RenderInput
 from quire_operator.resources.volume import access_modes_of
 from quire_operator.rollout import (
     Hold,
     earliest,
     hold_for_idle,
-    is_ending,
     live_workload,
     live_workloads,
     predecessor_of,

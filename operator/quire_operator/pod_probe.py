@@ -8,7 +8,7 @@ does not answer is left out; nothing here raises for its sake. Knows no plan and
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -20,6 +20,7 @@ from quire_contract.metrics import NUM_REQUESTS_RUNNING, NUM_REQUESTS_WAITING
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
 from quire_operator.objects import Manifest, label_of
+from quire_operator.pods import can_answer, is_ready
 
 logger = logging.getLogger(__name__)
 
@@ -147,14 +148,11 @@ def is_download(pod: Manifest) -> bool:
 
 def is_to_be_asked(pod: Manifest) -> bool:
     """Whether a pod runs, and downloads, or serves and is not ready yet."""
-    status = pod.get("status") or {}
-    if status.get("phase") != "Running" or not status.get("podIP") or "deletionTimestamp" in pod["metadata"]:
+    if not can_answer(pod):
         return False
     if is_download(pod):
         return True
-    is_server = label_of(pod, names.LABEL_COMPONENT) == names.COMPONENT_SERVER
-    conditions: Iterable[Mapping[str, str]] = status.get("conditions") or ()
-    return is_server and not any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
+    return label_of(pod, names.LABEL_COMPONENT) == names.COMPONENT_SERVER and not is_ready(pod)
 
 
 def parse_load(exposition: bytes) -> int | None:

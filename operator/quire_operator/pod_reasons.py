@@ -5,39 +5,31 @@ our own processes leave there. Knows neither LLMDeployments nor what a pod is fo
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import UnitError, format_bytes, parse_quantity
-from quire_operator.objects import Manifest, is_over
+from quire_operator.objects import Manifest
 from quire_operator.observed import WarningEvent
-from quire_operator.reasons import Finding, Stage, as_line, conditions_of, find_warning
-from quire_operator.rollout import is_ending, is_ready
+from quire_operator.pods import (
+    container_statuses,
+    is_ending,
+    is_over,
+    is_ready,
+    is_running,
+    is_scheduled,
+    why_unscheduled,
+)
+from quire_operator.reasons import Finding, Stage, as_line, find_warning
 
 OUT_OF_MEMORY: Final = "OutOfMemory"
 CRASH_LOOP: Final = "CrashLoop"
 CRASHED: Final = "Crashed"
 IMAGE_PULL_BACK_OFF: Final = "ImagePullBackOff"
-VOLUME_NOT_BOUND: Final = "VolumeNotBound"
 
 _SIGKILL_EXIT: Final = 137
 _MAX_TRACEBACK_LINE: Final = 240
-_SCHEDULER_TAIL: Final = re.compile(r"[.,]?\s*(no new claims to deallocate,\s*)?preemption:.*$", re.DOTALL)
-_INSUFFICIENT: Final = re.compile(r"Insufficient (\S+?)(?=[,.]?(?:\s|$))")
-_GPU_RESOURCES: Final = re.compile(r"gpu|nvidia\.com/|habana\.ai/|google\.com/tpu|amd\.com/")
-_SCHEDULING_REASONS: Final = (
-    ("no nodes available", "NoNodes"),
-    ("unbound immediate PersistentVolumeClaims", VOLUME_NOT_BOUND),
-    ("persistent volumes to bind", VOLUME_NOT_BOUND),
-    ("persistentvolumeclaim", VOLUME_NOT_BOUND),
-    ("volume node affinity conflict", "VolumeNodeConflict"),
-    ("Too many pods", "TooManyPods"),
-    ("didn't match Pod's node affinity", "NoMatchingNode"),
-    ("untolerated taint", "UntoleratedTaint"),
-    ("were unschedulable", "NodesCordoned"),
-)
-_BY_RESOURCE: Final = {"memory": "InsufficientMemory", "cpu": "InsufficientCPU"}
 _PULL_REASONS: Final = ("ErrImagePull", "ImagePullBackOff")
 _IMAGE_REASONS: Final = ("InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
 _STARTING_REASONS: Final = ("ContainerCreating", "PodInitializing")
@@ -50,32 +42,6 @@ _PULL_NOISE: Final = (
     re.compile(r'^failed to resolve reference "[^"]*": '),
 )
 _EXCEPTION_LINE: Final = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure)\b")
-
-
-def is_scheduled(pod: Manifest) -> bool:
-    return (conditions_of(pod).get("PodScheduled") or {}).get("status") == "True"
-
-
-def is_running(pod: Manifest) -> bool:
-    """Whether its main containers have started, all of them."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return bool(statuses) and all((status.get("state") or {}).get("running") for status in statuses)
-
-
-def has_started(pod: Manifest) -> bool:
-    """Whether a main container has passed its startup probe, which for a server means that it was ready once."""
-    return any(status.get("started") for status in (pod.get("status") or {}).get("containerStatuses") or ())
-
-
-def restart_count(pod: Manifest) -> int:
-    return sum(int(status.get("restartCount", 0)) for status in container_statuses(pod))
-
-
-def container_statuses(pod: Manifest) -> Iterator[Mapping[str, Any]]:
-    """Yield those of init containers first."""
-    status = pod.get("status") or {}
-    yield from status.get("initContainerStatuses") or ()
-    yield from status.get("containerStatuses") or ()
 
 
 def find_pod_problem(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:
@@ -215,30 +181,8 @@ def _find_pod_failure(pod: Manifest) -> Finding | None:
 
 
 def _find_scheduling_problem(pod: Manifest) -> Finding | None:
-    if (pod.get("spec") or {}).get("nodeName"):
-        return None
-    scheduled = conditions_of(pod).get("PodScheduled") or {}
-    if scheduled.get("status") == "True":
-        return None
-    message = _SCHEDULER_TAIL.sub("", str(scheduled.get("message") or "")).rstrip(". ")
-    if not message:
-        return None
-    is_gated = scheduled.get("reason") == "SchedulingGated"
-    reason = "SchedulingGated" if is_gated else _scheduling_reason(message)
-    return Finding(stage=Stage.SCHEDULING, reason=reason, detail=message)
-
-
-def _scheduling_reason(message: str) -> str:
-    """Name what is missing: a GPU before anything else, because that is what users wait for."""
-    missing = _INSUFFICIENT.findall(message)
-    if any(_GPU_RESOURCES.search(resource) for resource in missing):
-        return "InsufficientGPU"
-    for resource, reason in _BY_RESOURCE.items():
-        if resource in missing:
-            return reason
-    if missing:
-        return "InsufficientStorage" if missing[0] == "ephemeral-storage" else "InsufficientResource"
-    return next((reason for text, reason in _SCHEDULING_REASONS if text in message), "Unschedulable")
+    found = why_unscheduled(pod)
+    return None if found is None else Finding(stage=Stage.SCHEDULING, reason=found.reason, detail=found.message)
 
 
 def _find_mount_problem(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:

@@ -11,10 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_contract.units import UnitError, parse_duration
-from quire_operator.objects import Manifest, is_over
+from quire_operator.objects import Manifest
 from quire_operator.observed import Observed
-from quire_operator.pod_reasons import VOLUME_NOT_BOUND, find_pod_problem
-from quire_operator.rollout import condition_of, is_ending, unschedulable_condition
+from quire_operator.pods import (
+    VOLUME_NOT_BOUND,
+    condition_of,
+    is_ending,
+    is_over,
+    unschedulable_condition,
+    why_unscheduled,
+)
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_operator.times import parse_time
@@ -77,7 +83,7 @@ def _unplaced_since(observed: Observed) -> float | None:
 def _waiting_downloads(observed: Observed) -> list[Manifest]:
     """Return the download's pods that could run on another profile; for want of a volume none would run on any."""
     waiting = [pod for pod in observed.job_pods if not is_ending(pod) and not is_over(pod)]
-    problems = [find_pod_problem(pod, ()) for pod in waiting]
+    problems = [why_unscheduled(pod) for pod in waiting]
     return [] if any(found and found.reason == VOLUME_NOT_BOUND for found in problems) else waiting
 
 

@@ -7,14 +7,15 @@ that changes with every try would be written with every try.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 from quire_operator.cluster import ClusterFacts
 from quire_operator.objects import Manifest
 from quire_operator.observed import WarningEvent
+from quire_operator.pods import conditions_of
 
 MAX_REASON_LENGTH: Final = 128
 MAX_LINE_LENGTH: Final = 1024
@@ -81,12 +82,6 @@ def as_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:
 def reason_line(reason: str, detail: str) -> str:
     """Return `Reason: detail` for `status.reason`."""
     return as_line(f"{reason}: {detail}" if detail else reason)
-
-
-def conditions_of(manifest: Manifest) -> Mapping[str, Mapping[str, Any]]:
-    """Return an object's own conditions by type."""
-    listed = (manifest.get("status") or {}).get("conditions") or ()
-    return {condition["type"]: condition for condition in listed if "type" in condition}
 
 
 def find_warning(warnings: Iterable[WarningEvent], kind: str, name: str, reasons: Sequence[str]) -> WarningEvent | None:

@@ -18,13 +18,7 @@ from quire_operator.apply import Applied, apply_actions, with_refusals
 from quire_operator.cluster import ClusterFacts
 from quire_operator.kube import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
 from quire_operator.objects import LLM_DEPLOYMENT, OPTIONAL_KINDS, WORKLOAD_KINDS, Key, Manifest
-from quire_operator.observe import (
-    PodAnswers,
-    observe,
-    pod_to_ask_progress,
-    pods_to_ask_loads,
-    pods_to_ask_readiness,
-)
+from quire_operator.observe import PodAnswers, observe, pod_to_ask_progress, pods_to_ask_loads, pods_to_ask_readiness
 from quire_operator.observed import Observed
 from quire_operator.settings import Settings
 from quire_operator.store import Store

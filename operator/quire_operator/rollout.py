@@ -12,6 +12,7 @@ from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION
 from quire_operator.actions import Annotate
 from quire_operator.objects import DEPLOYMENT, POD, WORKLOAD_KINDS, Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.observed import Observed
+from quire_operator.pods import is_ending, is_ready
 from quire_operator.times import parse_time
 
 IDLE_POLL_S: Final = 5.0
@@ -54,10 +55,6 @@ def _created(item: tuple[Ref, Manifest]) -> str:
     return str(item[1]["metadata"].get("creationTimestamp", ""))
 
 
-def is_ending(manifest: Manifest) -> bool:
-    return "deletionTimestamp" in manifest["metadata"]
-
-
 def current_pods(observed: Observed, revision: str | None) -> tuple[Manifest, ...]:
     """Return the pods made from the template of this revision, less those that are ending."""
     return tuple(pod for pod in observed.pods if not is_ending(pod) and label_of(pod, LABEL_REVISION) == revision)
@@ -66,25 +63,6 @@ def current_pods(observed: Observed, revision: str | None) -> tuple[Manifest, ..
 def old_pods(observed: Observed, revision: str | None) -> tuple[Manifest, ...]:
     """Return the pods made from any other template, less those that are ending."""
     return tuple(pod for pod in observed.pods if not is_ending(pod) and label_of(pod, LABEL_REVISION) != revision)
-
-
-def condition_of(manifest: Manifest, type_: str) -> Manifest | None:
-    """Return one of an object's `status.conditions`."""
-    conditions = (manifest.get("status") or {}).get("conditions") or ()
-    return next((condition for condition in conditions if condition.get("type") == type_), None)
-
-
-def is_ready(pod: Manifest) -> bool:
-    condition = condition_of(pod, "Ready")
-    return condition is not None and condition.get("status") == "True"
-
-
-def unschedulable_condition(pod: Manifest) -> Manifest | None:
-    """Return what the scheduler says of a pod that it found no node for."""
-    condition = condition_of(pod, "PodScheduled")
-    if condition is None or condition.get("status") != "False" or condition.get("reason") != "Unschedulable":
-        return None
-    return condition
 
 
 def is_rollout_complete(observed: Observed, revision: str | None, replicas: int) -> bool:

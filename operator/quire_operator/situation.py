@@ -15,13 +15,16 @@ from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
 from quire_operator.actions import Plan, Verdict
 from quire_operator.cluster import ClusterFacts
-from quire_operator.objects import SERVICE, Manifest, is_over, label_of
+from quire_operator.objects import SERVICE, Manifest, label_of
 from quire_operator.observed import Observed
-from quire_operator.pod_reasons import (
+from quire_operator.pod_reasons import find_pod_problem, find_restart_cause
+from quire_operator.pods import (
     VOLUME_NOT_BOUND,
-    find_pod_problem,
-    find_restart_cause,
+    condition_of,
     has_started,
+    is_ending,
+    is_over,
+    is_ready,
     is_running,
     restart_count,
 )
@@ -37,7 +40,7 @@ from quire_operator.reasons import (
     is_deadline_exceeded,
     reason_line,
 )
-from quire_operator.rollout import condition_of, is_ending, is_ready, is_rollout_complete, live_workload, replicas_of
+from quire_operator.rollout import is_rollout_complete, live_workload, replicas_of
 
 DOWNLOADING: Final = "Downloading"
 LOADING: Final = "Loading"

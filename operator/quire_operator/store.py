@@ -24,12 +24,12 @@ from quire_operator.objects import (
     Manifest,
     Ref,
     annotation_of,
-    is_over,
     label_of,
     pod_templates_of,
     ref_of,
 )
 from quire_operator.packing import pack, unpack
+from quire_operator.pods import is_over
 
 _MAX_TOMBSTONES: Final = 4096
 _LABEL_JOB_NAME: Final = "batch.kubernetes.io/job-name"

@@ -17,8 +17,8 @@ from quire_operator.actions import Action, Annotate, Apply, Delete, Verdict
 from quire_operator.cluster import ClusterFacts
 from quire_operator.objects import PERSISTENT_VOLUME_CLAIM, Manifest, Ref, annotation_of
 from quire_operator.observed import Observed
+from quire_operator.pods import is_ending
 from quire_operator.resources.volume import render_volume
-from quire_operator.rollout import is_ending
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
 

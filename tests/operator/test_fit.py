@@ -9,7 +9,7 @@ from plan_world import FACTS, GIB, LLAMA, manifest
 from quire_contract.memory.fit import FitRequest, check_fit
 from quire_contract.model_facts import ModelFacts, decode_facts
 from quire_operator.fit import Fit, judge_fit, read_engine_settings, target_pending_per_replica
-from quire_operator.resources.render_input import Hardware
+from quire_operator.hardware import Hardware
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_server.models.footprint import shape_of_config
 

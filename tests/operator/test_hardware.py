@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from quire_operator.hardware import pods_per_replica, resolve_hardware
-from quire_operator.resources.render_input import Hardware
+from quire_operator.hardware import Hardware, pods_per_replica, resolve_hardware
 from quire_operator.settings import Settings, parse_settings
 from quire_operator.spec import LLMDeployment, SpecError
 

@@ -11,10 +11,10 @@ from quire_contract import metrics, names
 from quire_contract.model_facts import ModelFacts
 from quire_operator.cluster import ClusterFacts
 from quire_operator.drift import is_applied
-from quire_operator.hardware import resolve_hardware
+from quire_operator.hardware import Hardware, resolve_hardware
 from quire_operator.objects import OPTIONAL_KINDS, OWNED_KINDS, Manifest, ref_of
 from quire_operator.resources.render import render_children, render_download_job, render_volume, template_revision
-from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.render_input import RenderInput
 from quire_operator.settings import Settings, parse_settings
 from quire_operator.spec import LLMDeployment, SpecError
 from quire_operator.validation import load_documents

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import Scheme, parse_model_uri
+from quire_operator.hardware import Hardware
 from quire_operator.objects import JOB, Manifest
 from quire_operator.resources.child import digest, with_applied_hash
 from quire_operator.resources.merge import merge_strategically
 from quire_operator.resources.pod import TMP, pull_secrets
-from quire_operator.resources.render_input import Hardware
 from quire_operator.resources.security import container_security_context, pod_security_context
 from quire_operator.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
 from quire_operator.settings import Settings

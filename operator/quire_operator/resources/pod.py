@@ -15,10 +15,11 @@ from typing import Any, Final
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.units import parse_quantity
+from quire_operator.hardware import Hardware
 from quire_operator.objects import Manifest
 from quire_operator.resources.child import whole_seconds
 from quire_operator.resources.merge import merge_strategically
-from quire_operator.resources.render_input import Hardware, RenderInput
+from quire_operator.resources.render_input import RenderInput
 from quire_operator.resources.security import container_security_context, pod_security_context
 from quire_operator.resources.services import HTTP_PORT_NAME
 from quire_operator.resources.volume import HOSTNAME, affinity_to_volume, claim_label

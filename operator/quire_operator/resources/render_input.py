@@ -1,30 +1,12 @@
 """What the builders of child objects are given: all decisions are made, only documents remain to be written."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from quire_contract.model_facts import ModelFacts
 from quire_operator.cluster import ClusterFacts
+from quire_operator.hardware import Hardware
 from quire_operator.settings import Settings
 from quire_operator.spec import LLMDeployment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """What one pod gets and where it runs: from `spec.resources`, or from the active profile."""
-
-    limits: Mapping[str, str]
-    requests: Mapping[str, str]
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Mapping[str, Any], ...] = ()
-    runtime_class_name: str | None = None
-    image: str
-    num_gpus: int
-    gpu_resource: str | None = None
-    """Such as nvidia.com/gpu; None on a CPU."""
-    gpu_memory_bytes: int | None = None
-    """None: not known, or no GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
