@@ -12,13 +12,13 @@ import yaml
 from support.kubectl import Kubectl, wait_for
 
 from quire_contract.names import FIELD_MANAGER
-from quire_operator.actions import Apply
-from quire_operator.apply import Applied, apply_actions
+from quire_operator.apply.apply import Applied, apply_actions
 from quire_operator.connection import load_connection
-from quire_operator.drift import is_applied
 from quire_operator.kube_client import KubeClient
-from quire_operator.ownership import WHOLE_MANAGER
-from quire_operator.store import Store
+from quire_operator.plan.actions import Apply
+from quire_operator.plan.drift import is_applied
+from quire_operator.watch.ownership import WHOLE_MANAGER
+from quire_operator.watch.store import Store
 
 Document = dict[str, Any]
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "operator" / "golden" / "minimal-cpu.yaml"

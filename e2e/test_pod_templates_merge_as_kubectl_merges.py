@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.kubectl import run
 
-from quire_operator.resources.merge import MERGE_KEYS, item_key, merge_strategically
+from quire_operator.plan.resources.merge import MERGE_KEYS, item_key, merge_strategically
 
 SERVER = {
     "name": "server",

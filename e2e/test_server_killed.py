@@ -8,7 +8,7 @@ KILL_ENGINE = """
 import os, signal
 for pid in filter(str.isdigit, os.listdir("/proc")):
     with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-        if b"quire_server.engine_process" in cmdline.read() and int(pid) != os.getpid():
+        if b"quire_server.engine_process.process" in cmdline.read() and int(pid) != os.getpid():
             os.kill(int(pid), signal.SIGKILL)
 """
 TAKE_MEMORY = "import time; hold = bytearray(4 << 30); time.sleep(60)"

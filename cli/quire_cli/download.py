@@ -19,7 +19,7 @@ from quire_contract.units import format_bytes
 from quire_server.download.errors import STAGE, DownloadError
 from quire_server.download.job import DownloadRequest, download
 from quire_server.download.progress import Meter, console_reports, describe, progress_server
-from quire_server.logs import configure_logging
+from quire_server.shared.logs import configure_logging
 
 EXIT_USAGE = 2
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from quire_contract.termination import write_termination
-from quire_server.arguments import add_arguments, build_serve_arguments, rewrite_arguments
-from quire_server.errors import ConfigError
-from quire_server.serve import run
+from quire_server.api_process.arguments import add_arguments, build_serve_arguments, rewrite_arguments
+from quire_server.api_process.serve import run
+from quire_server.shared.errors import ConfigError
 
 EXIT_USAGE = 2
 
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> int:
         write_termination(error.termination)
         return EXIT_USAGE
     exit_code = run(arguments)
-    from quire_server.abandonable import leave  # not before the port is open: it needs asyncio
+    from quire_server.shared.abandonable import leave  # not before the port is open: it needs asyncio
 
     return leave(exit_code)
 

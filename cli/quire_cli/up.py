@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until Ctrl-C. Exit codes: 0 stopped, 1 could not start, 2 bad manifest."""
     from quire_cli.local.console import Console
     from quire_cli.local.runtime import ManifestError, Runtime, UpOptions
-    from quire_server.abandonable import leave
+    from quire_server.shared.abandonable import leave
 
     home: Path = arguments.cache_dir or cache_home()
     options = UpOptions(

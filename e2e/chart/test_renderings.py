@@ -13,9 +13,9 @@ import yaml
 
 from quire_contract import metrics, names, ports
 from quire_contract.crd import load_crd
-from quire_operator.handlers import WATCHED_KINDS
 from quire_operator.objects import OWNED_KINDS, SHARED_KINDS
-from quire_operator.settings import Settings, parse_settings
+from quire_operator.spec.settings import Settings, parse_settings
+from quire_operator.watch.handlers import WATCHED_KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "quire"
@@ -209,7 +209,7 @@ def test_monitors_name_ports_that_pods_have(documents: list[Document]) -> None:
 
 def exported_metrics() -> set[str]:
     """Every series name that a process exports, as it is written in a query."""
-    from quire_operator.metrics import Metrics, Readings
+    from quire_operator.process.metrics import Metrics, Readings
 
     readings = Readings(watch_ages_s=(("pods", 1.0),), phases=("Ready",))
     operator = Metrics(lambda: readings)

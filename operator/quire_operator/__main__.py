@@ -15,7 +15,7 @@ from typing import Final
 
 from quire_contract import ports
 from quire_contract.units import UnitError, parse_duration
-from quire_operator import logs
+from quire_operator.process import logs
 
 DEFAULT_CONFIG: Final = Path("/etc/quire/operator.yaml")
 EXIT_FAILED: Final = 1
@@ -48,9 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     logs.set_up_logging(arguments.log_format)
     # Not before the arguments are known to be right: kopf and the client take half a second.
     from quire_operator.connection import ConnectionSettingsError
-    from quire_operator.process import OperatorOptions, OperatorProcess, own_namespace
-    from quire_operator.settings import SettingsError
-    from quire_operator.settings_file import SettingsFile
+    from quire_operator.process.process import OperatorOptions, OperatorProcess, own_namespace
+    from quire_operator.process.settings_file import SettingsFile
+    from quire_operator.spec.settings import SettingsError
 
     config = arguments.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
     options = OperatorOptions(

@@ -15,7 +15,7 @@ from quire_cli.local.supervisor import ModelSupervisor, Surroundings
 from quire_contract.phases import Phase
 from quire_gateway.backends import StaticBackends
 from quire_gateway.demand import DemandTable
-from quire_operator.spec import LLMDeployment
+from quire_operator.spec.llm_deployment import LLMDeployment
 
 STUBBORN = """#!{python}
 import signal

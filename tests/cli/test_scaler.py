@@ -8,7 +8,7 @@ from quire_cli.local.differences import differences
 from quire_cli.local.scaler import Scaler
 from quire_cli.local.supervisor import limits_environment, restart_delay
 from quire_gateway.demand import Demand
-from quire_operator.spec import LLMDeployment
+from quire_operator.spec.llm_deployment import LLMDeployment
 
 
 def deployment(**spec: Any) -> LLMDeployment:

@@ -19,17 +19,17 @@ import quire_kernels
 from quire_contract.memory.fit import FitReport, FitRequest, check_fit, device_memory, stage_layers
 from quire_contract.memory.model_shape import ModelShape
 from quire_contract.model_facts import decode_facts, encode_facts
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.download.facts import read_facts
 from quire_server.engine.request import EngineRequest
-from quire_server.errors import OutOfMemoryError
+from quire_server.engine_process.startup import StartedEngine, start_engine
 from quire_server.models import memory
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.models.modules.rope_table import RopeTable, RopeTables
 from quire_server.models.planning.sharding import WHOLE, ModelShare
-from quire_server.runner.startup import StartedEngine, start_engine
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.shared.errors import OutOfMemoryError
+from quire_server.shared.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
 # Multiples of 32, so that weights packed for bfloat16 kernels are not padded.

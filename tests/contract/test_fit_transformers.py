@@ -7,8 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire_contract.memory.model_shape import ModelShape
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.footprint import shape_of_config
+from quire_server.shared.errors import UnsupportedModelError
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,

@@ -29,11 +29,11 @@ def test_every_package_is_typed_and_alone_in_its_folder() -> None:
     ("module", "heavy"),
     [
         ("quire_server.api.app", ["torch", "transformers"]),
-        ("quire_server.serve", ["torch", "transformers"]),
+        ("quire_server.api_process.serve", ["torch", "transformers"]),
         ("quire_server.engine.core", ["torch", "numpy"]),
         ("quire_server.generation.messages", ["torch", "starlette", "uvicorn"]),
         ("quire_gateway.app", ["torch", "numpy", "quire_server"]),
-        ("quire_operator.spec", ["torch", "kubernetes", "kopf"]),
+        ("quire_operator.spec.llm_deployment", ["torch", "kubernetes", "kopf"]),
         ("quire_cli.__main__", ["torch", "starlette", "yaml"]),
         ("quire_server", ["torch", "starlette"]),
     ],

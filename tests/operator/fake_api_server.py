@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from quire_operator.handlers import WATCHED_KINDS
 from quire_operator.objects import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS, Kind
+from quire_operator.watch.handlers import WATCHED_KINDS
 
 Manifest = dict[str, Any]
 CORE_KINDS = (*(kind for kind in WATCHED_KINDS if kind not in OPTIONAL_KINDS), EVENT, LEASE, STORAGE_CLASS)

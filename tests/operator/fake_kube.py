@@ -22,7 +22,7 @@ from quire_operator.kube import (
     UnavailableError,
 )
 from quire_operator.objects import LLM_DEPLOYMENT, Kind, Manifest, Ref, ref_of
-from quire_operator.schema import with_defaults
+from quire_operator.spec.schema import with_defaults
 
 _LIST_KEYS = ("name", "type", "uid", "mountPath", "containerPort", "port", "topologyKey")
 _BY_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp")

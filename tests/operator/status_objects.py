@@ -11,13 +11,13 @@ from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import ModelFacts
 from quire_contract.names import LABEL_REVISION
 from quire_contract.termination import TerminationMessage, encode_termination
-from quire_operator.actions import Plan, Verdict
-from quire_operator.cluster import ClusterFacts
 from quire_operator.objects import DEPLOYMENT, SERVICE, Manifest, Ref
-from quire_operator.observed import Observed
-from quire_operator.schema import find_problems
-from quire_operator.settings import Settings
-from quire_operator.status import derive_status
+from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.spec.schema import find_problems
+from quire_operator.spec.settings import Settings
+from quire_operator.status.status import derive_status
+from quire_operator.watch.cluster import ClusterFacts
+from quire_operator.watch.observed import Observed
 
 NOW = 1_763_722_800.0
 LATER = NOW + 3600.0

@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from quire_kernels._cpu import native
 from quire_kernels.build import library_path
-from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
 from quire_server.engine.output import SchedulerStats
@@ -29,7 +28,8 @@ from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.runner.recorded_path import RecordedPath
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

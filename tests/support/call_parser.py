@@ -1,7 +1,7 @@
 """A parser of messages that does all that one may do, where the server's own has nothing to take apart."""
 
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.messages import ContentFragment, MessageDelta, MessageFinishReason
-from quire_server.output_processor import CompletionDelta
 
 CALL = "<call>"
 

@@ -10,8 +10,6 @@ from typing import Any
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
 from quire_contract.termination import TerminationMessage, encode_termination
-from quire_operator.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas
-from quire_operator.cluster import ClusterFacts
 from quire_operator.objects import (
     DEPLOYMENT,
     JOB,
@@ -22,10 +20,12 @@ from quire_operator.objects import (
     Ref,
     ref_of,
 )
-from quire_operator.observed import Observed
-from quire_operator.plan import plan
-from quire_operator.settings import Settings, parse_settings
+from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas
+from quire_operator.plan.plan import plan
+from quire_operator.spec.settings import Settings, parse_settings
 from quire_operator.times import format_time
+from quire_operator.watch.cluster import ClusterFacts
+from quire_operator.watch.observed import Observed
 from quire_server.models.footprint import shape_of_config
 
 NOW = 1_800_000_000.0

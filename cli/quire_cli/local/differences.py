@@ -1,6 +1,6 @@
 """What of a manifest means something else on a machine without a cluster: said once, never passed over in silence."""
 
-from quire_operator.spec import LLMDeployment
+from quire_operator.spec.llm_deployment import LLMDeployment
 
 
 def differences(deployment: LLMDeployment) -> list[str]:

@@ -13,8 +13,8 @@ from quire_cli.local.console import Console
 from quire_cli.local.supervisor import ModelSupervisor, Surroundings
 from quire_gateway.app import Gateway
 from quire_gateway.backends import StaticBackends
-from quire_operator.spec import LLMDeployment, SpecError
-from quire_operator.validation import load_documents, validate_manifest
+from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
+from quire_operator.spec.validation import load_documents, validate_manifest
 
 WATCH_S = 1.0
 

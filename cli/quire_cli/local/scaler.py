@@ -1,8 +1,8 @@
 """How many replicas one model of `quire up` should have: the operator's own function, fed by the gateway's demand."""
 
 from quire_gateway.demand import Demand
-from quire_operator.scaling import ScalingInput, ScalingMemory, decide
-from quire_operator.spec import LLMDeployment
+from quire_operator.plan.scaling import ScalingInput, ScalingMemory, decide
+from quire_operator.spec.llm_deployment import LLMDeployment
 
 DEFAULT_TARGET = 16.0
 """Pending requests per replica where the manifest leaves it to us: a batch that two cores still answer briskly."""

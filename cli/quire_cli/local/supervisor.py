@@ -20,11 +20,11 @@ from quire_contract.phases import Phase
 from quire_contract.units import parse_quantity
 from quire_gateway.backends import Model, StaticBackends
 from quire_gateway.demand import DemandTable
-from quire_operator.server_arguments import server_arguments
-from quire_operator.spec import LLMDeployment
-from quire_server.abandonable import run_abandonable
-from quire_server.errors import StartupError
-from quire_server.model_source import fetch_model
+from quire_operator.plan.server_arguments import server_arguments
+from quire_operator.spec.llm_deployment import LLMDeployment
+from quire_server.download.model_source import fetch_model
+from quire_server.shared.abandonable import run_abandonable
+from quire_server.shared.errors import StartupError
 
 TICK_S = 0.25
 LONGEST_BACKOFF_S = 60.0

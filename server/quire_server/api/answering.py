@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from quire_server.api.errors import CLIENT_CLOSED_REQUEST, json_response
 from quire_server.api.sse import ClientDisconnectedError, EventStream, run_until_disconnect
-from quire_server.errors import QuireError
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Generation
-from quire_server.output_processor import CompletionDelta
+from quire_server.shared.errors import QuireError
 
 
 class EventWriter(Protocol):

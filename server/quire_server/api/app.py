@@ -21,8 +21,8 @@ from quire_server.api.openapi import build_openapi
 from quire_server.api.request_id import REQUEST_ID_HEADER, RequestIdEcho
 from quire_server.api.state import get_frontend, set_frontend
 from quire_server.api.version import server_version
-from quire_server.config import ServerConfig
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.shared.config import ServerConfig
 
 
 def create_app(frontend: Frontend) -> Starlette:

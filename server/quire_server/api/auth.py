@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from quire_server.api.errors import error_response
-from quire_server.errors import AuthenticationError
+from quire_server.shared.errors import AuthenticationError
 
 PROTECTED_PATHS = ("/v1", "/tokenize", "/detokenize")
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from quire_server.errors import InvalidRequestError, PayloadTooLargeError
+from quire_server.shared.errors import InvalidRequestError, PayloadTooLargeError
 
 T = TypeVar("T", bound=msgspec.Struct)
 

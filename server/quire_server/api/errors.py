@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
-from quire_server.errors import AuthenticationError, InvalidRequestError, QuireError
+from quire_server.shared.errors import AuthenticationError, InvalidRequestError, QuireError
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """Nginx's status for a client that left before the answer; nobody reads it but the access log."""

@@ -3,7 +3,7 @@
 from starlette.applications import Starlette
 from starlette.requests import Request
 
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
 
 
 def set_frontend(app: Starlette, frontend: Frontend) -> None:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import importlib.metadata
 
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Why a model's files could not be brought here. Owns the error types; the codes are the contract's."""
 
 from quire_contract import model_facts
-from quire_server.errors import StartupError
+from quire_server.shared.errors import StartupError
 
 STAGE = "Downloading"
 

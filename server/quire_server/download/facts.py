@@ -13,8 +13,8 @@ from quire_contract.memory.model_shape import FitError, ModelShape
 from quire_contract.model_facts import MAX_FACTS_BYTES, ModelFacts, encode_facts
 from quire_server.download.errors import ModelInvalidError
 from quire_server.download.selection import gguf_parts, model_path
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.footprint import read_model_shape
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 from quire_server.weights.gguf_reader import read_gguf, tensor_bytes
 

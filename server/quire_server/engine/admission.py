@@ -2,7 +2,7 @@
 
 from quire_server.engine.kv_cache_manager import KVCacheManager
 from quire_server.engine.request import Request
-from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.shared.errors import ContextLengthError, InvalidRequestError
 
 
 def refuse_if_impossible(request: Request, kv_cache: KVCacheManager, max_model_len: int) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from quire_contract.memory.kv_cache import KVCacheSpec
-from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import Runner, SchedulerOutput, StepHandle
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.errors import InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

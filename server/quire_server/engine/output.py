@@ -6,7 +6,7 @@ Plain data, torch-free, encodable with msgpack. What a step is made of, between 
 import msgspec
 
 from quire_server.engine.request import FinishReason
-from quire_server.errors import CodedError, QuireError, encode_error
+from quire_server.shared.errors import CodedError, QuireError, encode_error
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -9,9 +9,9 @@ from enum import StrEnum
 import msgspec
 
 from quire_server.engine.block_pool import BlockHash
-from quire_server.errors import InvalidRequestError
-from quire_server.pooling_params import PoolingParams
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.pooling_params import PoolingParams
+from quire_server.shared.sampling_params import SamplingParams
 
 _MAX_PRIORITY = 2**31
 

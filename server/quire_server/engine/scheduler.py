@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from itertools import count
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.admission import refuse_if_impossible
 from quire_server.engine.kv_cache_manager import NO_PREFIX, CachedPrefix, KVCacheManager
 from quire_server.engine.output import RequestOutput, SchedulerStats
@@ -42,7 +41,8 @@ from quire_server.engine.shares import (
 )
 from quire_server.engine.step import RunnerOutput, ScheduledRequest, SchedulerOutput
 from quire_server.engine.step_builder import StepBuilder
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.errors import InvalidRequestError
 
 _WATERMARK = 0.01
 """Share of blocks that an admission leaves free for running requests to grow into."""

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.request import Request
+from quire_server.shared.config import SchedulerConfig
 
 
 class Share(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from quire_server.engine.output import TokenLogprobs
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.sampling_params import SamplingParams
 
 
 class BlockCopy(NamedTuple):

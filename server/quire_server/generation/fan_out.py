@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import InvalidRequestError, QuireError
-from quire_server.frontend import CompletionStream, Frontend
+from quire_server.frontend.frontend import CompletionStream, Frontend
+from quire_server.frontend.output_processor import CompletionDelta, PositionLogprobs
 from quire_server.generation.request import GenerationRequest, TokenCounts
-from quire_server.output_processor import CompletionDelta, PositionLogprobs
-from quire_server.sampling_params import params_of_answer
+from quire_server.shared.errors import InvalidRequestError, QuireError
+from quire_server.shared.sampling_params import params_of_answer
 
 
 @dataclass(slots=True, kw_only=True)

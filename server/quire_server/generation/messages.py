@@ -13,9 +13,9 @@ from typing import Protocol
 
 import msgspec
 
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Answer, Generation
 from quire_server.generation.request import GenerationRequest
-from quire_server.output_processor import CompletionDelta
 
 
 class MessageFinishReason(StrEnum):

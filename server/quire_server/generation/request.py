@@ -6,8 +6,8 @@ The choices of a request are numbered through: those of the first prompt first, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quire_server.errors import InvalidRequestError
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from quire_contract.memory.model_shape import FitError, LayerWeights, ModelShape, WeightShare
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.planning.parts import StoredLookup, TensorPlan, nothing_stored
 from quire_server.models.planning.plan import ModelPlan
 from quire_server.models.registry import plan_model
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
 

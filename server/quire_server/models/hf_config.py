@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 
 _MAX_SIZE = 2**31 - 1
 _DEFAULT_WINDOW = 4096

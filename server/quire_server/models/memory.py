@@ -3,8 +3,8 @@
 import torch
 
 from quire_contract.units import format_bytes
-from quire_server.errors import OutOfMemoryError
-from quire_server.host_limits import available_memory_bytes
+from quire_server.shared.errors import OutOfMemoryError
+from quire_server.shared.host_limits import available_memory_bytes
 
 
 def free_bytes(device: torch.device) -> int:

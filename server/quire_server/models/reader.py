@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from quire_server.errors import CheckpointError
 from quire_server.models.modules.linear import RawTensor
 from quire_server.models.planning.parts import TensorPlan
 from quire_server.models.planning.weight_map import Aliases, spellings
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.checkpoint import Checkpoint
 from quire_server.weights.stored import StoredTensor
 from quire_server.weights.tensors import read_bytes, read_tensor

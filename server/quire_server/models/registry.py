@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.families import gemma, gpt_neox, llama, mistral, opt, qwen2, qwen3
 from quire_server.models.planning.linear_method import select_method_for
 from quire_server.models.planning.parts import StoredLookup, nothing_stored
 from quire_server.models.planning.plan import ModelPlan, build_plan
 from quire_server.models.planning.weight_map import Family, spellings
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.stored import StoredTensor
 
 FAMILIES: dict[str, Family] = {

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.hf_config import check_size, read_number, require, require_number, require_size
 from quire_server.models.planning.spec import RopeSpec
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 
 Frequencies = tuple[float, ...]
 

@@ -5,8 +5,8 @@ It is also where the worker's process works (`use_device`).
 
 import torch
 
-from quire_server.config import EngineConfig
-from quire_server.errors import ConfigError
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import ConfigError
 
 
 def choose_device(config: EngineConfig, rank: int) -> torch.device:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from quire_server.config import EngineConfig
 from quire_server.engine.step import SchedulerOutput, StepHandle
-from quire_server.errors import ConfigError
 from quire_server.runner.memory import KVCachePlan, agree_on_kv_cache
 from quire_server.runner.worker import OnProgress, Stopwatch, Worker, plan_worker, start_worker
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

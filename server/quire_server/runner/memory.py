@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from quire_contract.memory.fit import NUM_NULL_BLOCKS, DeviceMemory, FitRequest, device_memory, usable_bytes
 from quire_contract.memory.kv_cache import KVCacheSpec
 from quire_contract.memory.model_shape import ModelShape
-from quire_server.config import CacheConfig, EngineConfig
-from quire_server.errors import ConfigError, OutOfMemoryError
+from quire_server.shared.config import CacheConfig, EngineConfig
+from quire_server.shared.errors import ConfigError, OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,7 @@ import torch
 
 from quire_contract.memory.fit import stage_layers
 from quire_contract.phases import Phase
-from quire_server.config import EngineConfig
 from quire_server.engine.border.messages import EngineProgress
-from quire_server.host_limits import usable_cpu_count
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.footprint import shape_of_plan
 from quire_server.models.loader import load_plan, resolve_dtype
@@ -30,6 +28,8 @@ from quire_server.runner.device import choose_device, use_device
 from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.host_limits import usable_cpu_count
 from quire_server.weights.checkpoint import Checkpoint, lookup_in, open_checkpoint
 
 OnProgress = Callable[[EngineProgress], None]

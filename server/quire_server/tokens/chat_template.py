@@ -18,7 +18,7 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.errors import InvalidRequestError
 
 Message = Mapping[str, Any]
 ContentFormat = Literal["string", "parts"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.tokens.backends import TokenizerParts, add_bos_eos, build_byte_fallback, merges_from_scores
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.errors import InvalidRequestError
 from quire_server.tokens.backends import TokenizerParts
 from quire_server.tokens.chat_template import compile_chat_template
 from quire_server.tokens.detokenizer import BytesTextSource, TextSource, WindowTextSource

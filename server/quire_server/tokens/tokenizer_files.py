@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.tokens.backends import TokenizerParts, add_bos_eos, build_byte_level
 from quire_server.tokens.gguf_tokenizer import read_gguf_tokenizer
 from quire_server.tokens.sentencepiece_model import read_sentencepiece

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Protocol
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.gguf import GgufCheckpoint
 from quire_server.weights.safetensors import SafetensorsCheckpoint
 from quire_server.weights.stored import StoredTensor

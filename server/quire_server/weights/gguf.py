@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.gguf_config import build_config, build_generation_config
 from quire_server.weights.gguf_names import GgufArchitecture, find_architecture, hf_name
 from quire_server.weights.gguf_reader import BLOCK_TYPES, GgufFile, GgufTensorInfo, read_gguf, tensor_bytes

@@ -3,7 +3,7 @@
 import struct
 from typing import Any
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.gguf_names import GgufArchitecture
 from quire_server.weights.gguf_reader import GgufFile
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quire_server.errors import UnsupportedModelError
+from quire_server.shared.errors import UnsupportedModelError
 from quire_server.weights.stored import RowOrder
 
 _LLAMA = {

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.stored import StoredTensor, map_file, read_json
 
 INDEX = "model.safetensors.index.json"

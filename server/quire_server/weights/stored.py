@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 
 
 class RowOrder(NamedTuple):

@@ -14,13 +14,13 @@ from starlette.applications import Starlette
 from tiny_model import save_byte_tokenizer
 
 from quire_server.api.app import create_app
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.messages import AbortRequests, AddRequest, EngineReady, EngineStep, ToEngine
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.frontend import Frontend
-from quire_server.metrics import ServerMetrics
+from quire_server.frontend.frontend import Frontend
+from quire_server.frontend.metrics import ServerMetrics
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 VOCAB_SIZE = 300

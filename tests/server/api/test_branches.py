@@ -4,8 +4,8 @@ import pytest
 
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import ContextLengthError
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.errors import ContextLengthError
+from quire_server.shared.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.anyio
 

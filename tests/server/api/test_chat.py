@@ -4,7 +4,7 @@ import pytest
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
-from quire_server.errors import InternalError, encode_error
+from quire_server.shared.errors import InternalError, encode_error
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ import pytest
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
-from quire_server.errors import ContextLengthError, InternalError, InvalidRequestError, QueueFullError
+from quire_server.shared.errors import ContextLengthError, InternalError, InvalidRequestError, QueueFullError
 
 pytestmark = pytest.mark.anyio
 

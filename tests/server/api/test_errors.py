@@ -6,7 +6,7 @@ from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
 from quire_server.engine.border.messages import EngineFailed, EngineProgress
 from quire_server.engine.request import FinishReason
-from quire_server.errors import DrainingError
+from quire_server.shared.errors import DrainingError
 
 pytestmark = pytest.mark.anyio
 

@@ -5,8 +5,8 @@ import pytest
 from quire_server.engine.border.validation import validate_request
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import InvalidRequestError
-from quire_server.pooling_params import PoolingParams, PoolingTask
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.pooling_params import PoolingParams, PoolingTask
 
 pytestmark = pytest.mark.anyio
 

@@ -298,7 +298,7 @@ def test_the_mirror_serves_the_hub_library_too(mirror, model, tmp_path) -> None:
     mirror.serve(REPOSITORY, model)
     script = f"""
 from pathlib import Path
-from quire_server.model_source import ModelSource, resolve_model
+from quire_server.download.model_source import ModelSource, resolve_model
 path = resolve_model(ModelSource(repo_id="{REPOSITORY}", cache_dir=Path("{tmp_path}/hub")), lambda readiness: None)
 print(sorted(file.name for file in path.iterdir()))
 """

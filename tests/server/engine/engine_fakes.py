@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 
 from kv_storage import small_kv_cache
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager, KVCacheParams
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import CompletedStep, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
-from quire_server.errors import CodedError
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.errors import CodedError
+from quire_server.shared.sampling_params import SamplingParams
 
 VOCAB_SIZE = 11
 

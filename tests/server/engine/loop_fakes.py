@@ -9,7 +9,6 @@ import msgspec
 from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
 from kv_storage import small_kv_cache
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.border.calls import Call, Reply, ResetPrefixCache
 from quire_server.engine.border.loop import EngineLoop
 from quire_server.engine.border.messages import (
@@ -25,7 +24,8 @@ from quire_server.engine.border.messages import (
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
-from quire_server.errors import (
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.errors import (
     QuireError,
     decode_error,
 )

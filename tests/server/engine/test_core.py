@@ -4,11 +4,11 @@ import pytest
 from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
 from kv_storage import small_kv_cache
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
+from quire_server.shared.config import SchedulerConfig
 
 
 def make_core(num_blocks: int = 20, block_size: int = 4, **scheduler: object) -> tuple[EngineCore, FakeRunner]:

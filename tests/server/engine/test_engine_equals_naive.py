@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_storage import small_kv_cache
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.shared.config import SchedulerConfig
 
 MAX_MODEL_LEN = 64
 

@@ -9,9 +9,9 @@ import pytest
 
 from quire_server.engine.border.validation import validate_request
 from quire_server.engine.request import EngineRequest
-from quire_server.errors import InvalidRequestError
-from quire_server.pooling_params import PoolingParams, PoolingTask
-from quire_server.sampling_params import SamplingParams, params_of_answer
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.pooling_params import PoolingParams, PoolingTask
+from quire_server.shared.sampling_params import SamplingParams, params_of_answer
 
 GOOD: dict[str, Any] = {"request_id": "a", "prompt_token_ids": [1, 2], "params": SamplingParams(max_tokens=0)}
 BAD = [

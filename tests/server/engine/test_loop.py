@@ -9,7 +9,6 @@ import torch
 from engine_fakes import VOCAB_SIZE, FakeRunner, make_engine_request
 from loop_fakes import INFO, FakeWire, add, altered, call, make_core, run
 
-from quire_server.config import EngineConfig, ModelConfig
 from quire_server.engine.border import loop as loop_module
 from quire_server.engine.border.calls import Reply
 from quire_server.engine.border.client import EngineClient
@@ -25,7 +24,8 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.request import EngineRequest
 from quire_server.engine.step import CompletedStep, SchedulerOutput
-from quire_server.errors import (
+from quire_server.shared.config import EngineConfig, ModelConfig
+from quire_server.shared.errors import (
     ContextLengthError,
     DrainingError,
     InternalError,
@@ -33,7 +33,7 @@ from quire_server.errors import (
     QuireError,
     decode_error,
 )
-from quire_server.pooling_params import PoolingParams, PoolingTask
+from quire_server.shared.pooling_params import PoolingParams, PoolingTask
 
 
 class TestRequests:

@@ -23,8 +23,8 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.request import EngineRequest
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
-from quire_server.pooling_params import PoolingParams, PoolingTask
 from quire_server.runner.sampler import Sampler
+from quire_server.shared.pooling_params import PoolingParams, PoolingTask
 
 ANYTHING = st.recursive(
     st.none()

@@ -3,9 +3,9 @@ from engine_fakes import make_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_server.config import SchedulingPolicy
 from quire_server.engine.request import Request
 from quire_server.engine.request_queue import RequestQueue, rank_by
+from quire_server.shared.config import SchedulingPolicy
 
 
 def make_queued(request_id: str, sequence_number: int, **kwargs: object) -> Request:

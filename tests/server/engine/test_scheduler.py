@@ -2,9 +2,9 @@ import pytest
 from engine_fakes import SchedulerDriver as Driver
 from engine_fakes import make_full, make_manager, make_request, make_scheduler
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import RunnerOutput
+from quire_server.shared.config import SchedulerConfig
 
 
 class TestBudget:

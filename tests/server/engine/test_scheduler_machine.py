@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, RequestStatus
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.errors import InvalidRequestError
 
 REQUEST_IDS = [f"r{number}" for number in range(8)]
 MAX_MODEL_LEN = 40

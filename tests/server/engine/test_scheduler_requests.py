@@ -6,7 +6,7 @@ from engine_fakes import make_engine_request, make_full, make_scheduler, token_l
 
 from quire_server.engine.request import FinishReason
 from quire_server.engine.step import RunnerOutput
-from quire_server.errors import ContextLengthError, InvalidRequestError
+from quire_server.shared.errors import ContextLengthError, InvalidRequestError
 
 
 class TestTheDoor:

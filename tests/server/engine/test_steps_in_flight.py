@@ -14,10 +14,10 @@ from engine_fakes import (
 from engine_fakes import SchedulerDriver as Driver
 from kv_storage import small_kv_cache
 
-from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import FinishReason
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
+from quire_server.shared.config import SchedulerConfig
 
 
 def test_a_decode_goes_on_before_its_last_token_is_known() -> None:

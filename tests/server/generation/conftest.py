@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from tiny_model import save_byte_tokenizer
 
-from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
 from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.frontend.metrics import ServerMetrics
 from quire_server.generation.request import GenerationRequest, Prompt
-from quire_server.metrics import ServerMetrics
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import EngineConfig, ModelConfig, SchedulerConfig, ServerConfig
+from quire_server.shared.sampling_params import SamplingParams
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 

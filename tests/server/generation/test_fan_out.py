@@ -6,10 +6,10 @@ import pytest
 
 from quire_server.engine.output import TokenLogprobs
 from quire_server.engine.request import FinishReason
-from quire_server.errors import EngineDeadError, InvalidRequestError, QueueFullError, QuireError
 from quire_server.generation.fan_out import Generation
 from quire_server.generation.request import GenerationRequest, Prompt
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.errors import EngineDeadError, InvalidRequestError, QueueFullError, QuireError
+from quire_server.shared.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.anyio
 

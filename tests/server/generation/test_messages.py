@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire_server.engine.request import FinishReason
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Generation
 from quire_server.generation.messages import (
     Message,
@@ -20,7 +21,6 @@ from quire_server.generation.messages import (
     build_parsers,
     collect_messages,
 )
-from quire_server.output_processor import CompletionDelta
 
 TEXTS = st.lists(st.sampled_from([CALL, "<", "<ca", "ll>", "call>", "a", "é", "漢", "🙂", "\n", " "])).map("".join)
 CUTS = st.sets(st.integers(1, 60))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.footprint import shape_of_config
 from quire_server.models.registry import plan_model
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

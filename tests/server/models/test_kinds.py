@@ -10,7 +10,6 @@ from torch import Tensor
 
 from quire_contract.memory.model_shape import FitError
 from quire_kernels import paged_attention, rope_and_cache
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.attention import KVCache, StepContext
 from quire_server.models.families.llama import (
     LLAMA_ATTENTION,
@@ -34,6 +33,7 @@ from quire_server.models.planning.spec import KVShape
 from quire_server.models.planning.weight_map import Family, always
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import FAMILIES
+from quire_server.shared.errors import UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 
 FIELDS = {

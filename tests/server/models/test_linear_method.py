@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.modules import embedding, linear
 from quire_server.models.modules.embedding import Embedding
 from quire_server.models.modules.linear import Linear, TensorReader
@@ -26,6 +25,7 @@ from quire_server.models.planning.parts import (
 )
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.models.registry import plan_model
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 from quire_server.weights.stored import StoredTensor
 

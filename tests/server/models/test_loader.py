@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-from quire_server.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
 from quire_server.models import memory
 from quire_server.models.loader import load_model, resolve_dtype
 from quire_server.models.modules.attention import build_alibi_slopes
 from quire_server.models.registry import FAMILIES, find_family
+from quire_server.shared.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

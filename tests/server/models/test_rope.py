@@ -7,9 +7,9 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.modules.rope_table import RopeTable
 from quire_server.models.rope import build_rope_spec, scaled_context_len
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 
 HEAD_DIM = 32
 MAX_POSITION = 512

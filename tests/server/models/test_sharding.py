@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
 from quire_server.models.attention import AttentionMetadata, KVCache, StepContext
 from quire_server.models.families.llama import build_attention as build_attention_spec
 from quire_server.models.families.llama import build_decoder
@@ -27,6 +26,7 @@ from quire_server.models.planning.plan import ModelPlan
 from quire_server.models.planning.sharding import WHOLE, ModelShare, loaded_bytes, shard_module
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.families.llama import FAMILY, LLAMA_LAYER, LLAMA_WEIGHTS
 from quire_server.models.planning.linear_method import QUANTIZATIONS, UnquantizedMethod
 from quire_server.models.planning.parts import NormSpec, StoredLookup
 from quire_server.models.planning.plan import build_plan
 from quire_server.models.planning.spec import LayerNorms
 from quire_server.models.registry import plan_model
+from quire_server.shared.errors import UnsupportedModelError
 from quire_server.weights.checkpoint import open_checkpoint
 from quire_server.weights.stored import StoredTensor
 

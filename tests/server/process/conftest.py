@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from quire_server.config import EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.launch import EngineProcess
 from quire_server.engine.request import EngineRequest
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.shared.sampling_params import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent))  # this folder's helper modules (`client_helpers`)
 

@@ -27,7 +27,7 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import InternalError, UnavailableError
+from quire_server.shared.errors import InternalError, UnavailableError
 
 READY = EngineReady(
     max_model_len=512,

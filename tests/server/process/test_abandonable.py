@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
-from quire_server.abandonable import leave, run_abandonable
+from quire_server.shared.abandonable import leave, run_abandonable
 
 LEAVING = """
 import asyncio, sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from quire_server.abandonable import leave, run_abandonable
+from quire_server.shared.abandonable import leave, run_abandonable
 
 async def main():
     is_running = threading.Event()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quire_server.arguments import (
+from quire_server.api_process.arguments import (
     PROBE_PATHS,
     ServeArguments,
     add_arguments,
@@ -15,9 +15,9 @@ from quire_server.arguments import (
     parse_size,
     rewrite_arguments,
 )
-from quire_server.arguments_compat import COMPAT_FLAGS, Fate
-from quire_server.config import ParallelConfig
-from quire_server.errors import ConfigError
+from quire_server.api_process.arguments_compat import COMPAT_FLAGS, Fate
+from quire_server.shared.config import ParallelConfig
+from quire_server.shared.errors import ConfigError
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_every_field_of_the_configuration_has_a_flag() -> None:
 
 
 def parse_config_classes() -> set[str]:
-    from quire_server import config
+    from quire_server.shared import config
 
     classes = (config.ModelConfig, config.CacheConfig, config.SchedulerConfig, config.EngineConfig, config.ServerConfig)
     nested = {"model", "cache", "scheduler", "engine"}

@@ -11,13 +11,13 @@ import pytest
 from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, until
 
 from quire_contract.phases import Phase, Readiness
-from quire_server.config import EngineConfig
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.launch import EngineProcess
 from quire_server.engine.border.messages import EngineBusy, EngineReady, EngineStep
 from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import FinishReason
-from quire_server.errors import (
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import (
     DrainingError,
     EngineDeadError,
     InvalidRequestError,

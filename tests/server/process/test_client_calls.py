@@ -10,7 +10,7 @@ from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, unt
 from quire_server.engine.border.calls import Reply, ResetPrefixCache
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
-from quire_server.errors import (
+from quire_server.shared.errors import (
     DrainingError,
     EngineDeadError,
     InternalError,

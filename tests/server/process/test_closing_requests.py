@@ -7,7 +7,6 @@ import pytest
 from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, until
 
 from quire_contract.termination import TerminationMessage
-from quire_server.config import EngineConfig
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.messages import (
     AbortRequests,
@@ -19,7 +18,8 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import FinishReason
-from quire_server.errors import DrainingError, EngineDeadError, InvalidRequestError
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import DrainingError, EngineDeadError, InvalidRequestError
 
 READY = EngineReady(
     max_model_len=512,

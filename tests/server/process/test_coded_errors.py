@@ -5,9 +5,9 @@ import pytest
 
 import quire_server.download.errors  # noqa: F401 - classes of other modules have to cross too
 from quire_contract.termination import TerminationMessage
-from quire_server import errors
 from quire_server.download.errors import NoSpaceError
-from quire_server.errors import (
+from quire_server.shared import errors
+from quire_server.shared.errors import (
     AuthenticationError,
     CheckpointError,
     CodedError,

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.engine.border.launch import EngineLaunch, EngineProcess, decode_launch, encode_launch
-from quire_server.errors import ConfigError
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.shared.errors import ConfigError
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from quire_server.config import EngineConfig, ModelConfig
+from quire_server.shared.config import EngineConfig, ModelConfig
 from quire_server.engine.border.launch import EngineProcess
 process = EngineProcess(tuple(sys.argv[2:]))
 print(process.to_engine, flush=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from quire_server.logs import AccessFilter, configure_logging, request_id_context
+from quire_server.shared.logs import AccessFilter, configure_logging, request_id_context
 
 
 @pytest.fixture(autouse=True)
@@ -22,13 +22,13 @@ def _own_handlers() -> Iterator[None]:
 
 def test_a_plain_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("plain", "info")
-    logging.getLogger("quire_server.serve").info("Created %s", "it")
-    logging.getLogger("quire_server.serve").debug("hidden")
+    logging.getLogger("quire_server.api_process.serve").info("Created %s", "it")
+    logging.getLogger("quire_server.api_process.serve").debug("hidden")
     request_id_context.set("r-1")
     logging.getLogger("uvicorn.error").warning("Other")
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("INFO ")
-    assert first.endswith("[serve] Created it")
+    assert first.endswith("[api_process.serve] Created it")
     assert second.endswith("[uvicorn.error] Other request_id=r-1")
 
 

@@ -5,13 +5,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from quire_contract import metrics as names
 from quire_contract.metrics import MetricKind
-from quire_server.config import EngineConfig
+from quire_server.api_process.stats_log import StatsLogger
 from quire_server.engine.border.messages import EngineReady, EngineStep
 from quire_server.engine.output import SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.metrics import Histogram, ServerMetrics
-from quire_server.output_processor import CompletionDelta
-from quire_server.stats_log import StatsLogger
+from quire_server.frontend.metrics import Histogram, ServerMetrics
+from quire_server.frontend.output_processor import CompletionDelta
+from quire_server.shared.config import EngineConfig
 
 MakeRequest = Callable[..., EngineRequest]
 

@@ -20,8 +20,8 @@ from quire_server.download.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from quire_server.errors import ConfigError
-from quire_server.model_source import ModelSource, fetch_model, parse_model_source, resolve_model
+from quire_server.download.model_source import ModelSource, fetch_model, parse_model_source, resolve_model
+from quire_server.shared.errors import ConfigError
 
 FILES = {"config.json": 100, "tokenizer.json": 400, "model.safetensors": 1500}
 
@@ -178,7 +178,7 @@ def test_offline_without_a_cache(hub: FakeHub) -> None:
 def test_failures_are_told_apart_in_a_process_that_has_used_nothing_of_the_library_yet(tmp_path: Path) -> None:
     script = """
 from quire_server.download.errors import SourceUnreachableError
-from quire_server.model_source import ModelSource, resolve_model
+from quire_server.download.model_source import ModelSource, resolve_model
 try:
     resolve_model(ModelSource(repo_id="org/name"), lambda readiness: None)
 except SourceUnreachableError as error:

@@ -7,7 +7,7 @@ import pytest
 
 from quire_server.engine.border.calls import Call, EngineMethod, Reply
 from quire_server.engine.border.open_calls import OpenCalls
-from quire_server.errors import ConfigError, EngineDeadError, InternalError, StartupError
+from quire_server.shared.errors import ConfigError, EngineDeadError, InternalError, StartupError
 
 
 class CountBlocks(EngineMethod[dict[str, int]], frozen=True, tag=True):

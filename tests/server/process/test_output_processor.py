@@ -8,8 +8,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from quire_server.engine.output import RequestOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import ContextLengthError
-from quire_server.output_processor import MIN_LOGPROB, CompletionDelta, OutputProcessor
+from quire_server.frontend.output_processor import MIN_LOGPROB, CompletionDelta, OutputProcessor
+from quire_server.shared.errors import ContextLengthError
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 EOS = 256

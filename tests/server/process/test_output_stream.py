@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import FinishReason
-from quire_server.errors import DrainingError, UnavailableError
+from quire_server.shared.errors import DrainingError, UnavailableError
 
 
 def output(branch: int, *token_ids: int, finish: FinishReason | None = None) -> RequestOutput:

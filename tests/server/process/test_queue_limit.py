@@ -2,7 +2,7 @@ import pytest
 
 from quire_server.engine.border.queue_limit import MAX_RETRY_AFTER_S, UNKNOWN_RATE_RETRY_AFTER_S, QueueLimit
 from quire_server.engine.output import SchedulerStats
-from quire_server.errors import QueueFullError
+from quire_server.shared.errors import QueueFullError
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from quire_contract.termination import decode_termination
 
 RUNNER = """
 import sys
-import quire_server.serve
+import quire_server.api_process.serve
 from quire_server.engine.border.launch import EngineProcess
 command = tuple(sys.argv[2].split("|"))
-quire_server.serve.EngineProcess = lambda: EngineProcess(command)
+quire_server.api_process.serve.EngineProcess = lambda: EngineProcess(command)
 from quire_cli.__main__ import main
 code = main(["serve", *sys.argv[3:]])
 assert "torch" not in sys.modules, "the API process imported torch"

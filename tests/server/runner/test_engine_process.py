@@ -22,7 +22,6 @@ from transformers import LlamaForCausalLM
 from quire_contract.paths import TERMINATION_LOG_ENV
 from quire_contract.phases import Phase
 from quire_contract.termination import decode_termination
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.engine.border.calls import Call, Reply, ResetPrefixCache
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.launch import EngineProcess
@@ -43,10 +42,11 @@ from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
-from quire_server.engine_process import run_engine
-from quire_server.errors import ContextLengthError, InvalidRequestError, decode_error
-from quire_server.pooling_params import PoolingParams, PoolingTask
-from quire_server.sampling_params import SamplingParams
+from quire_server.engine_process.process import run_engine
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.shared.errors import ContextLengthError, InvalidRequestError, decode_error
+from quire_server.shared.pooling_params import PoolingParams, PoolingTask
+from quire_server.shared.sampling_params import SamplingParams
 
 M = TypeVar("M")
 PATIENCE_MS = 60_000
@@ -354,7 +354,7 @@ def test_a_failing_step_ends_the_engine_and_says_why(
         load_seconds={},
     )
     monkeypatch.setattr(
-        "quire_server.runner.startup.start_engine", lambda *_, **__: SimpleNamespace(core=core, info=ready)
+        "quire_server.engine_process.startup.start_engine", lambda *_, **__: SimpleNamespace(core=core, info=ready)
     )
     to_engine, from_engine = f"ipc://{tmp_path}/to", f"ipc://{tmp_path}/from"
     peer = Peer(to_engine, from_engine)

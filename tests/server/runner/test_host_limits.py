@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quire_contract import environment
-from quire_server.host_limits import available_memory_bytes, usable_cpu_count
+from quire_server.shared.host_limits import available_memory_bytes, usable_cpu_count
 
 MIB = 1 << 20
 Machine = Callable[[dict[str, str]], Path]

@@ -8,7 +8,7 @@ import torch
 
 from quire_server.engine.step import NewRequestData, ScheduledRequest
 from quire_server.runner.input_batch import BatchState, InputBatch
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
 

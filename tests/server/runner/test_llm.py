@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from quire_server import LLM, SamplingParams
-from quire_server.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
+from quire_server.shared.errors import CheckpointError, ConfigError, ContextLengthError, InvalidRequestError
 
 PROMPT = "A quire is"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)

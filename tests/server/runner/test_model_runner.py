@@ -15,7 +15,7 @@ from quire_server.models.loader import load_model
 from quire_server.runner import model_runner
 from quire_server.runner.kv_cache import KVCacheStorage
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

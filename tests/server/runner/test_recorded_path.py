@@ -10,14 +10,14 @@ from kv_storage import build_storage, small_kv_cache
 
 from quire_kernels._cpu import native
 from quire_kernels._cpu.variants import library_path
-from quire_server.config import SchedulerConfig
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.request import EngineRequest
 from quire_server.models.loader import load_model
 from quire_server.models.modules import rope_table
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.runner.recorded_path import RecordedPath
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import SchedulerConfig
+from quire_server.shared.sampling_params import SamplingParams
 from quire_server.weights.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from transformers.generation import logits_process as hf
 from quire_server.engine.step import NewRequestData
 from quire_server.runner.logits_processors import AllowedTokens, LogitBias, LogitsProcessor, MinTokens, Penalties
 from quire_server.runner.sampler import SampledTokens, Sampler, derive_seed, uniforms
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.sampling_params import SamplingParams
 
 VOCAB_SIZE = 50
 PROMPT = (3, 3, 7, 11, 3)

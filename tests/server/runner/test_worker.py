@@ -8,17 +8,17 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from quire_server.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from quire_server.engine.step import NewRequestData, Runner, ScheduledRequest, SchedulerOutput
-from quire_server.errors import ConfigError
+from quire_server.engine_process.startup import max_step_s, num_steps_ahead
 from quire_server.models import registry
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.runner import worker
 from quire_server.runner.device import choose_device, use_device
 from quire_server.runner.executor import start_executor
-from quire_server.runner.startup import max_step_s, num_steps_ahead
 from quire_server.runner.worker import Stopwatch, plan_worker, share_of, start_worker
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from quire_server.shared.errors import ConfigError
+from quire_server.shared.sampling_params import SamplingParams
 
 
 def config_of(model: Path = Path("m"), device: str = "cpu", *, tensor: int = 1, pipeline: int = 1) -> EngineConfig:

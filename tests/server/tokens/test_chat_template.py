@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from quire_server.errors import InvalidRequestError
+from quire_server.shared.errors import InvalidRequestError
 from quire_server.tokens.chat_template import ChatTemplate, compile_chat_template
 from quire_server.tokens.tokenizer import load_tokenizer
 

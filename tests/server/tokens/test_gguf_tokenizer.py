@@ -6,7 +6,7 @@ from typing import Any
 import gguf
 import pytest
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6

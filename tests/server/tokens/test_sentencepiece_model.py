@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.tokens.tokenizer import load_tokenizer
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE, NORMAL = 2, 3, 4, 6, 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quire_server.errors import CheckpointError, InvalidRequestError
+from quire_server.shared.errors import CheckpointError, InvalidRequestError
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 

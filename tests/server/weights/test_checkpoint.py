@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.checkpoint import open_checkpoint
 from quire_server.weights.gguf import GgufCheckpoint
 from quire_server.weights.safetensors import SafetensorsCheckpoint

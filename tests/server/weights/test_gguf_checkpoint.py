@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from quire_server.errors import CheckpointError, UnsupportedModelError
+from quire_server.shared.errors import CheckpointError, UnsupportedModelError
 from quire_server.weights.gguf import GgufCheckpoint
 
 METADATA: dict[str, Any] = {

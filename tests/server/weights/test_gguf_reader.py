@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.gguf_reader import GgufTensorInfo, read_gguf, tensor_bytes
 
 

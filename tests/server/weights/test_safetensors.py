@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 from quire_server.weights.safetensors import SafetensorsCheckpoint, read_header
 from quire_server.weights.tensors import read_tensor
 

@@ -36,8 +36,8 @@ from quire_server.api.openai.schemas.answers import (
 )
 from quire_server.api.openai.schemas.requests import ChatCompletionRequest
 from quire_server.api.state import get_frontend
-from quire_server.errors import InvalidRequestError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Generation
 from quire_server.generation.messages import (
     Message,
@@ -47,8 +47,8 @@ from quire_server.generation.messages import (
     collect_messages,
 )
 from quire_server.generation.request import Prompt
-from quire_server.output_processor import CompletionDelta
-from quire_server.sampling_params import MAX_LOGPROBS
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.sampling_params import MAX_LOGPROBS
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 

@@ -13,10 +13,10 @@ from quire_server.api.openai.head import AnswerHead
 from quire_server.api.openai.schemas.answers import PromptTokensDetails, Usage
 from quire_server.api.openai.schemas.requests import GenerationFields
 from quire_server.api.sse import encode_event
-from quire_server.config import ServerConfig
-from quire_server.errors import QuireError
+from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Generation
-from quire_server.output_processor import CompletionDelta
+from quire_server.shared.config import ServerConfig
+from quire_server.shared.errors import QuireError
 
 DONE: Final = b"data: [DONE]\n\n"
 

@@ -26,11 +26,11 @@ from quire_server.api.openai.sampling import (
 from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
 from quire_server.api.openai.schemas.requests import CompletionRequest
 from quire_server.api.state import get_frontend
-from quire_server.errors import InvalidRequestError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.frontend.output_processor import CompletionDelta, PositionLogprobs
 from quire_server.generation.fan_out import Answer, Generation
 from quire_server.generation.request import Prompt
-from quire_server.output_processor import CompletionDelta, PositionLogprobs
+from quire_server.shared.errors import InvalidRequestError
 from quire_server.tokens.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16

@@ -8,8 +8,8 @@ from typing import Any, Final
 import msgspec
 
 from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart
-from quire_server.errors import InvalidRequestError
-from quire_server.frontend import LONG_TEXT_CHARS, Frontend
+from quire_server.frontend.frontend import LONG_TEXT_CHARS, Frontend
+from quire_server.shared.errors import InvalidRequestError
 
 _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _TEMPLATE_ARGUMENTS: Final = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tools")

@@ -11,8 +11,8 @@ from quire_server.api.openai.models import resolve_model
 from quire_server.api.openai.schemas.requests import GenerationFields
 from quire_server.api.request_id import REQUEST_ID_HEADER
 from quire_server.api.version import system_fingerprint
-from quire_server.errors import InvalidRequestError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.shared.errors import InvalidRequestError
 
 MAX_REQUEST_ID_LENGTH = 256
 

@@ -10,7 +10,7 @@ from quire_server.api.openai.schemas.answers import (
     PromptLogprobs,
     TopLogprob,
 )
-from quire_server.output_processor import LogprobEntry, PositionLogprobs
+from quire_server.frontend.output_processor import LogprobEntry, PositionLogprobs
 
 
 def build_chat_logprobs(positions: Iterable[PositionLogprobs], *, as_ids: bool) -> ChatLogprobs:

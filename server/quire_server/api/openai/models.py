@@ -6,8 +6,8 @@ from starlette.responses import Response
 from quire_server.api.errors import json_response
 from quire_server.api.openai.schemas.answers import ModelCard, ModelList, ModelPermission
 from quire_server.api.state import get_frontend
-from quire_server.errors import ModelNotFoundError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.shared.errors import ModelNotFoundError
 
 
 def resolve_model(frontend: Frontend, name: str | None) -> str:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
-from quire_server.config import SchedulingPolicy
 from quire_server.engine.border import validation
-from quire_server.errors import ContextLengthError, InvalidRequestError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
-from quire_server.sampling_params import SamplingParams
+from quire_server.shared.config import SchedulingPolicy
+from quire_server.shared.errors import ContextLengthError, InvalidRequestError
+from quire_server.shared.sampling_params import SamplingParams
 
 T = TypeVar("T")
 

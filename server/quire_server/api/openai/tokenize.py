@@ -12,8 +12,8 @@ from quire_server.api.openai.sampling import ModelLimits, check_token_ids
 from quire_server.api.openai.schemas.answers import DetokenizeResponse, TokenizeResponse
 from quire_server.api.openai.schemas.requests import DetokenizeRequest, TokenizeRequest
 from quire_server.api.state import get_frontend
-from quire_server.errors import InvalidRequestError
-from quire_server.frontend import Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.shared.errors import InvalidRequestError
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)

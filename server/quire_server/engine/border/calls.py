@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
-from quire_server.errors import CodedError, QuireError, encode_error
+from quire_server.shared.errors import CodedError, QuireError, encode_error
 
 R = TypeVar("R")
 

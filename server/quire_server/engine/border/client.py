@@ -20,7 +20,6 @@ import msgspec
 
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage
-from quire_server.config import EngineConfig
 from quire_server.engine.border.calls import EngineMethod, R, Reply
 from quire_server.engine.border.launch import EngineProcess
 from quire_server.engine.border.messages import (
@@ -44,7 +43,8 @@ from quire_server.engine.border.sockets import Sockets
 from quire_server.engine.border.watchdog import Watchdog
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
-from quire_server.errors import (
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import (
     DrainingError,
     EngineDeadError,
     InvalidRequestError,

@@ -1,9 +1,9 @@
 """How the engine process is started, and how the two processes find each other.
 
-The API process runs `python -m quire_server.engine_process`, writes one line of JSON (`EngineLaunch`) to its standard
-input, and keeps that pipe open for as long as it lives: end-of-file on it means that the parent is gone, whatever
-ended it. The engine connects a PULL socket to `to_engine` and a PUSH socket to `from_engine`; the API process binds
-both, in a directory that only this user can enter. What travels on them is in `messages`.
+The API process runs `ENGINE_COMMAND`, writes one line of JSON (`EngineLaunch`) to its standard input, and keeps that
+pipe open for as long as it lives: end-of-file on it means that the parent is gone, whatever ended it. The engine
+connects a PULL socket to `to_engine` and a PUSH socket to `from_engine`; the API process binds both, in a directory
+that only this user can enter. What travels on them is in `messages`.
 
 Used by both processes; knows neither asyncio nor torch, so that the engine starts before the heavy imports.
 """
@@ -21,10 +21,10 @@ from typing import IO, Any
 
 import msgspec
 
-from quire_server.config import EngineConfig
-from quire_server.errors import ConfigError
+from quire_server.shared.config import EngineConfig
+from quire_server.shared.errors import ConfigError
 
-ENGINE_COMMAND = (sys.executable, "-m", "quire_server.engine_process")
+ENGINE_COMMAND = (sys.executable, "-m", "quire_server.engine_process.process")
 _MAX_PARENT_LENGTH = 80
 """Of the 107 characters that a Unix socket's path may have."""
 

@@ -30,7 +30,7 @@ from quire_server.engine.border.validation import validate_request
 from quire_server.engine.core import EngineCore
 from quire_server.engine.output import RequestOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
-from quire_server.errors import InternalError, InvalidRequestError, QuireError
+from quire_server.shared.errors import InternalError, InvalidRequestError, QuireError
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from quire_server.engine.border.calls import Call, EngineMethod, R, Reply
-from quire_server.errors import InternalError, QuireError, UnavailableError, decode_error
+from quire_server.shared.errors import InternalError, QuireError, UnavailableError, decode_error
 
 
 class OpenCalls:

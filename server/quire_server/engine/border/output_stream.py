@@ -18,7 +18,7 @@ from typing import Self
 import msgspec
 
 from quire_server.engine.output import RequestOutput
-from quire_server.errors import QuireError
+from quire_server.shared.errors import QuireError
 
 
 def merge_outputs(first: RequestOutput, second: RequestOutput) -> RequestOutput:

@@ -4,7 +4,7 @@ import math
 from collections import deque
 
 from quire_server.engine.output import SchedulerStats
-from quire_server.errors import QueueFullError
+from quire_server.shared.errors import QueueFullError
 
 WINDOW_S = 60.0
 """How far back the drain rate looks."""

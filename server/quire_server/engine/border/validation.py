@@ -7,8 +7,8 @@ too, so that a client hears of a bad field before its answer begins.
 from collections.abc import Iterable
 
 from quire_server.engine.request import EngineRequest
-from quire_server.errors import InvalidRequestError
-from quire_server.pooling_params import PoolingParams
+from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.pooling_params import PoolingParams
 
 
 def validate_request(request: EngineRequest, vocab_size: int) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.hf_config import derived_head_dim, parse_activation, read_size, require_size
 from quire_server.models.kinds.attention import AttentionSpec, AttentionWeights
 from quire_server.models.kinds.mlp import MlpSpec, MlpWeights
@@ -11,6 +10,7 @@ from quire_server.models.planning.layout import LinearWeights
 from quire_server.models.planning.parts import NormSpec
 from quire_server.models.planning.spec import DecoderSpec, LayerNorms, LayerSpec, LearnedPositionsSpec
 from quire_server.models.planning.weight_map import Family, LayerWeights, WeightMap, always
+from quire_server.shared.errors import UnsupportedModelError
 
 _POSITION_OFFSET = 2
 _LAYER = "model.decoder.layers.{layer}"

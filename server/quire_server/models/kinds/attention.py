@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import LinearWeights, Segment
 from quire_server.models.planning.parts import LinearPlan, NormPlan, NormSpec, Part, Planner
 from quire_server.models.planning.spec import KVShape, RopeSpec
+from quire_server.shared.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

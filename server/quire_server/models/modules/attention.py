@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import quire_kernels as kernels
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.attention import KVCache, StepContext
 from quire_server.models.kinds.attention import AttentionPlan
 from quire_server.models.modules.linear import Linear
 from quire_server.models.modules.norm import Norm
 from quire_server.models.modules.part_builder import PartBuilder
 from quire_server.models.planning.sharding import shard_units
+from quire_server.shared.errors import UnsupportedModelError
 
 
 class QkNorm(Protocol):

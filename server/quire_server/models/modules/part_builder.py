@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.modules.embedding import TABLE_LOADERS, Embedding, VocabularyShard
 from quire_server.models.modules.linear import Linear, TensorReader, load_linear
 from quire_server.models.modules.norm import LayerNorm, Norm, RmsNorm
 from quire_server.models.planning.parts import LinearPlan, NormPlan, TablePlan
 from quire_server.models.planning.sharding import ModelShare, table_rows
 from quire_server.models.planning.spec import RopeSpec
+from quire_server.shared.errors import UnsupportedModelError
 
 
 class PartBuilder:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_server.errors import CheckpointError
+from quire_server.shared.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.parts import LinearMethod, LinearPlan, MethodFor, ModulePlan, StoredLookup, TensorPlan
+from quire_server.shared.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, NamedTuple, Protocol
 
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import LinearWeights, ModuleLayout, Segment, module_layouts
+from quire_server.shared.errors import UnsupportedModelError
 from quire_server.weights.stored import StoredTensor
 
 _FLOAT32_BYTES = 4

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quire_contract.memory.model_shape import bytes_on_device, can_divide
-from quire_server.errors import UnsupportedModelError
 from quire_server.models.planning.layout import Segment
 from quire_server.models.planning.parts import LinearPlan, ModulePlan, TablePlan, TensorPlan
+from quire_server.shared.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,5 @@
+"""What to do: from what is observed to the writes to make, each with its reason. Pure.
+
+Owns acceptance, hardware, fit, profiles, rollout and scaling; `cache` decides about the volume and its download,
+`resources` renders the documents. May import `watch` (its data alone) and `spec`.
+"""

@@ -1,0 +1,159 @@
+"""The Job that brings a model into a volume: `quire download`, the only pod that sees a token or the network.
+
+A Job is immutable: one that should be different is deleted and made again. Its digest leaves out which attempt it is
+and where it runs, so that only a change of what it does tells the two apart. It runs where the model is to be served:
+where a volume is made for its first pod, that pod decides which nodes can ever mount it; and beside the pods that have
+the volume, where it can be attached to one node alone.
+"""
+
+from collections.abc import Sequence
+
+from quire_contract import environment, names, paths, ports
+from quire_contract.model_uri import Scheme, parse_model_uri
+from quire_operator.objects import JOB, Manifest
+from quire_operator.plan.hardware import Hardware
+from quire_operator.plan.resources.child import digest, with_applied_hash
+from quire_operator.plan.resources.merge import merge_strategically
+from quire_operator.plan.resources.pod import TMP, pull_secrets
+from quire_operator.plan.resources.security import container_security_context, pod_security_context
+from quire_operator.plan.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
+from quire_operator.spec.llm_deployment import LLMDeployment
+from quire_operator.spec.settings import Settings
+
+CONTAINER = names.COMPONENT_DOWNLOAD
+_BACKOFF_LIMIT = 6
+_GRACE_PERIOD_S = 10
+"""A download that is interrupted is taken up again; there is nothing to finish."""
+
+
+def render_download_job(
+    deployment: LLMDeployment,
+    settings: Settings,
+    hardware: Hardware,
+    claim: str,
+    *,
+    access_modes: Sequence[str] = (),
+    attempt: int = 1,
+) -> Manifest:
+    """Build the Job that fills `claim`; for a pvc:// model, that checks what is in it.
+
+    Of `hardware` and `spec.podTemplate`, only where pods run counts: the download itself needs no GPU. `access_modes`
+    are the claim's; empty where there is none yet.
+    """
+    model = deployment.spec.model
+    labels = shared_labels(deployment, names.COMPONENT_DOWNLOAD)
+    job = with_applied_hash(
+        {
+            "apiVersion": JOB.api_version,
+            "kind": JOB.kind,
+            "metadata": {
+                "name": names.download_job_name(model.uri, model.revision, claim),
+                "namespace": deployment.namespace,
+                "labels": labels,
+                "annotations": model_annotations(deployment),
+            },
+            "spec": {
+                "backoffLimit": _BACKOFF_LIMIT,
+                "template": {
+                    "metadata": {"labels": labels, "annotations": model_annotations(deployment)},
+                    "spec": _pod_spec(deployment, settings, claim),
+                },
+            },
+        }
+    )
+    placement = _placement(deployment, hardware, claim, access_modes)
+    job["metadata"]["annotations"] |= {
+        names.ANNOTATION_ATTEMPT: str(attempt),
+        names.ANNOTATION_PLACEMENT: digest(placement),
+    }
+    template = job["spec"]["template"]
+    template["metadata"] = {**template["metadata"], "labels": labels | claim_label(claim)}
+    template["spec"] |= placement
+    return job
+
+
+def _placement(deployment: LLMDeployment, hardware: Hardware, claim: str, access_modes: Sequence[str]) -> Manifest:
+    """Return where the pods run: on nodes where the model's may.
+
+    What a template says of other pods is left out. The model's pods can wait for none that is not there yet, themselves
+    included, and keep away from one another; a download that waited likewise would hold them up for ever.
+    """
+    template = deployment.spec.pod_template.get("spec") or {}
+    users = {field: template[field] for field in ("nodeSelector", "tolerations", "affinity") if field in template}
+    if isinstance(users.get("affinity"), dict):
+        users["affinity"] = {key: value for key, value in users["affinity"].items() if key == "nodeAffinity"}
+    ours: Manifest = {
+        "nodeSelector": dict(hardware.node_selector),
+        "tolerations": [dict(toleration) for toleration in hardware.tolerations],
+        "affinity": {},
+    }
+    placement = merge_strategically(ours, users, "spec.podTemplate.spec")
+    beside_volume = affinity_to_volume(deployment, claim, access_modes) or {}
+    placement["affinity"] = {**(placement.get("affinity") or {}), **beside_volume}
+    if hardware.gpu_resource is not None and (placement.get("nodeSelector") or placement["affinity"]):
+        # A pod that asks for GPUs is given this one on admission (ExtendedResourceToleration); this pod asks for none.
+        admitted = {"key": hardware.gpu_resource, "operator": "Exists", "effect": "NoSchedule"}
+        tolerations = placement.get("tolerations") or []
+        placement["tolerations"] = [*tolerations, *([] if admitted in tolerations else [admitted])]
+    return {field: value for field, value in placement.items() if value}
+
+
+def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Manifest:
+    is_read_only = not parse_model_uri(deployment.spec.model.uri).is_downloaded
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security_context(),
+        "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
+        **pull_secrets(settings.images.pull_secrets),
+        "containers": [_container(deployment, settings, is_read_only)],
+        "volumes": [
+            {
+                "name": "model",
+                "persistentVolumeClaim": {"claimName": claim, **({"readOnly": True} if is_read_only else {})},
+            },
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _container(deployment: LLMDeployment, settings: Settings, is_read_only: bool) -> Manifest:
+    model, download = deployment.spec.model, settings.download
+    revision = ["--revision", model.revision] if model.revision is not None else []
+    where = ["--directory", paths.MODELS_MOUNT, "--progress-port", str(ports.DOWNLOAD_PROGRESS)]
+    container: Manifest = {
+        "name": CONTAINER,
+        "image": settings.images.download or settings.images.server_cpu,
+        "imagePullPolicy": settings.images.pull_policy,
+        "args": ["download", model.uri, *revision, *where],
+        "env": _env(deployment, settings),
+        "ports": [{"name": "progress", "containerPort": ports.DOWNLOAD_PROGRESS, "protocol": "TCP"}],
+        "resources": {
+            part: {resource: str(quantity) for resource, quantity in quantities.items()}
+            for part, quantities in (("limits", download.resources.limits), ("requests", download.resources.requests))
+            if quantities
+        },
+        "securityContext": container_security_context(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "model", "mountPath": paths.MODELS_MOUNT, **({"readOnly": True} if is_read_only else {})},
+            {"name": "tmp", "mountPath": TMP},
+        ],
+    }
+    if download.env_from_secret:
+        container["envFrom"] = [{"secretRef": {"name": download.env_from_secret, "optional": True}}]
+    return container
+
+
+def _env(deployment: LLMDeployment, settings: Settings) -> list[Manifest]:
+    env: list[Manifest] = [{"name": "HOME", "value": TMP}]
+    if settings.download.hub_endpoint:
+        env.append({"name": "HF_ENDPOINT", "value": settings.download.hub_endpoint})
+    token = deployment.spec.model.token_secret_ref
+    if token is not None:
+        secret = {"name": token.name, "key": token.key}
+        is_http = parse_model_uri(deployment.spec.model.uri).scheme in (Scheme.HTTP, Scheme.HTTPS)
+        name = environment.HTTP_TOKEN if is_http else environment.HF_TOKEN
+        env.append({"name": name, "valueFrom": {"secretKeyRef": secret}})
+    return env

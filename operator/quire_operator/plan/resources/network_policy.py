@@ -1,0 +1,44 @@
+"""Who may reach serving pods, and what those may reach.
+
+`_clients` alone decides the first. A pod needs nothing from outside: its model is mounted, its token is none. Only the
+pods of one replica that spans several talk to one another, and find one another by name.
+"""
+
+from quire_contract import names, ports
+from quire_operator.objects import NETWORK_POLICY, Manifest
+from quire_operator.plan.hardware import pods_per_replica
+from quire_operator.plan.resources.child import build_child
+from quire_operator.plan.resources.render_input import RenderInput
+
+_DNS_PORT = 53
+
+
+def build_network_policy(given: RenderInput) -> Manifest | None:
+    """Build the policy; None where `access.networkPolicy` is Open."""
+    if given.deployment.spec.access.network_policy == "Open":
+        return None
+    ingress: list[Manifest] = [{"from": _clients(), "ports": [{"port": ports.SERVER_HTTP, "protocol": "TCP"}]}]
+    egress: list[Manifest] = []
+    pods = {"matchLabels": names.selector_labels(given.deployment.name)}
+    if pods_per_replica(given.deployment, given.hardware) > 1:
+        peers = [{"podSelector": pods}]
+        ingress.append({"from": peers})
+        egress.append({"to": peers})
+        dns_ports = [{"port": _DNS_PORT, "protocol": protocol} for protocol in ("UDP", "TCP")]
+        egress.append({"to": [{"namespaceSelector": {}}], "ports": dns_ports})
+    return build_child(
+        given,
+        NETWORK_POLICY,
+        names.workload_name(given.deployment.name),
+        spec={
+            "podSelector": pods,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    )
+
+
+def _clients() -> list[Manifest]:
+    """Return who may send requests: any pod of the cluster, because Services lead to the pods directly."""
+    return [{"namespaceSelector": {}}]

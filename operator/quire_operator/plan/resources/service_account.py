@@ -1,0 +1,15 @@
+"""The identity of serving pods: one that may do nothing, and whose token is never mounted."""
+
+from quire_contract import names
+from quire_operator.objects import SERVICE_ACCOUNT, Manifest
+from quire_operator.plan.resources.child import build_child
+from quire_operator.plan.resources.render_input import RenderInput
+
+
+def build_service_account(given: RenderInput) -> Manifest:
+    return build_child(
+        given,
+        SERVICE_ACCOUNT,
+        names.workload_name(given.deployment.name),
+        automountServiceAccountToken=False,
+    )

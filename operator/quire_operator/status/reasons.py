@@ -1,0 +1,169 @@
+"""Why a model is not served: one finding for each thing that is wrong with its volume, its Job and its workload.
+
+Reads fragments of objects as an API server, a kubelet and a scheduler write them; pods are read by `pod_reasons`. A
+`Finding` is made of a word that is fit for a condition's reason and a line that says what to do. Knows no conditions
+and no plan. Invariant: what names a single try (a pod's random name, a back-off time) is left out, because a finding
+that changes with every try would be written with every try.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from quire_operator.objects import Manifest
+from quire_operator.watch.cluster import ClusterFacts
+from quire_operator.watch.observed import WarningEvent
+from quire_operator.watch.pods import conditions_of
+
+MAX_REASON_LENGTH: Final = 128
+MAX_LINE_LENGTH: Final = 1024
+"""The CRD's limit on `status.reason`."""
+
+NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
+STORAGE_CLASS_CURE: Final = "set spec.cache.storageClassName"
+VOLUME_LOST: Final = "VolumeLost"
+QUOTA_EXCEEDED: Final = "QuotaExceeded"
+ROLLOUT_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
+
+_FORBIDDEN: Final = re.compile(r'^(Error creating: )?(pods? "[^"]*" is forbidden: )?')
+_NOT_IN_REASON: Final = re.compile(r"[^A-Za-z0-9_]+")
+
+
+class Stage(IntEnum):
+    """What is wrong, the root of most troubles first: where several things are, the least one is named."""
+
+    MODEL = 0
+    """The volume or the download."""
+    WORKLOAD = 1
+    """Pods cannot be made."""
+    PROCESS = 2
+    """A container ended."""
+    CONTAINER = 3
+    """A container cannot be made: image, configuration, mounts."""
+    SCHEDULING = 4
+    """A pod has no node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Finding:
+    """One thing that is wrong. Ordered: the worst first, then by text, so that the same troubles give one answer."""
+
+    stage: Stage
+    reason: str
+    detail: str
+    is_final: bool = False
+    """Waiting does not help: somebody has to change something, or the same will happen again."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", as_reason(self.reason))
+        object.__setattr__(self, "detail", as_line(self.detail))
+
+    @property
+    def line(self) -> str:
+        """Return `Reason: detail`."""
+        return reason_line(self.reason, self.detail)
+
+
+def as_reason(text: str, default: str = "Unknown") -> str:
+    """Return the text as a condition's reason: one word, beginning with a letter."""
+    word = _NOT_IN_REASON.sub("", text).lstrip("_0123456789").rstrip("_")
+    return word[:MAX_REASON_LENGTH].rstrip("_") or default
+
+
+def as_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:
+    """Return the text on one line, without control characters, cut to a length."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def reason_line(reason: str, detail: str) -> str:
+    """Return `Reason: detail` for `status.reason`."""
+    return as_line(f"{reason}: {detail}" if detail else reason)
+
+
+def find_warning(warnings: Iterable[WarningEvent], kind: str, name: str, reasons: Sequence[str]) -> WarningEvent | None:
+    """Return the newest warning with one of the reasons about one object."""
+    found = [
+        warning for warning in warnings if (warning.kind, warning.name) == (kind, name) and warning.reason in reasons
+    ]
+    return max(found, key=lambda warning: (warning.time, warning.message), default=None)
+
+
+def find_volume_problem(
+    volume: Manifest | None, warnings: Sequence[WarningEvent], cluster: ClusterFacts
+) -> Finding | None:
+    """Tell why a claim has no volume. One that waits for its first pod is as it should be."""
+    if volume is None:
+        return None
+    phase = (volume.get("status") or {}).get("phase")
+    name = volume["metadata"]["name"]
+    if phase == "Lost":
+        detail = f"the volume behind claim {name} is gone; delete the claim, and it is made and filled again"
+        return Finding(stage=Stage.MODEL, reason=VOLUME_LOST, detail=detail, is_final=True)
+    if phase != "Pending":
+        return None
+    has_class = bool((volume.get("spec") or {}).get("storageClassName"))
+    has_volume = bool((volume.get("spec") or {}).get("volumeName"))
+    failed = find_warning(warnings, "PersistentVolumeClaim", name, ("ProvisioningFailed", "FailedBinding"))
+    is_unclassed = not has_class and not has_volume
+    if is_unclassed and (cluster.has_default_storage_class is False or _says_no_class(failed)):
+        return Finding(
+            stage=Stage.MODEL,
+            reason=NO_DEFAULT_STORAGE_CLASS,
+            detail=STORAGE_CLASS_CURE,
+            is_final=True,
+        )
+    if failed is None:
+        return None
+    if has_class and f'"{volume["spec"]["storageClassName"]}" not found' in failed.message:
+        return _missing_class(volume["spec"]["storageClassName"], cluster)
+    return Finding(stage=Stage.MODEL, reason=failed.reason, detail=f"claim {name}: {failed.message}")
+
+
+def _missing_class(name: str, cluster: ClusterFacts) -> Finding:
+    """Say that no StorageClass has the name, and which there are. Of an existing volume it could be a mere label."""
+    there = f", which are {', '.join(cluster.storage_classes)}" if cluster.storage_classes else ""
+    detail = f"{name}; set spec.cache.storageClassName to one of the cluster's{there}"
+    return Finding(stage=Stage.MODEL, reason="StorageClassNotFound", detail=detail, is_final=True)
+
+
+def _says_no_class(warning: WarningEvent | None) -> bool:
+    return warning is not None and "no storage class is set" in warning.message
+
+
+def find_workload_problem(workload: Manifest | None, is_short_of_pods: bool) -> Finding | None:
+    """Tell why a workload makes no pods. A refusal is over once the pods are there."""
+    if workload is None or not is_short_of_pods:
+        return None
+    failure = conditions_of(workload).get("ReplicaFailure")
+    if failure is not None and failure.get("status") == "True":
+        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")))
+    return None
+
+
+def find_job_refusal(job: Manifest | None, warnings: Sequence[WarningEvent]) -> Finding | None:
+    """Tell why a download Job, which has no pod, gets none."""
+    if job is None:
+        return None
+    failed = find_warning(warnings, "Job", job["metadata"]["name"], ("FailedCreate",))
+    return None if failed is None else _refusal(failed.message, failed.reason, Stage.MODEL)
+
+
+def _refusal(message: str, reason: str, stage: Stage = Stage.WORKLOAD) -> Finding:
+    detail = _FORBIDDEN.sub("", message)
+    if "exceeded quota" in message:
+        return Finding(stage=stage, reason=QUOTA_EXCEEDED, detail=detail)
+    if "violates PodSecurity" in message:
+        return Finding(stage=stage, reason="PodSecurityViolation", detail=detail, is_final=True)
+    return Finding(stage=stage, reason=reason or "FailedCreate", detail=detail)
+
+
+def is_deadline_exceeded(workload: Manifest | None) -> bool:
+    """Whether a Deployment says that its rollout has taken too long."""
+    if workload is None:
+        return False
+    progressing = conditions_of(workload).get("Progressing") or {}
+    return progressing.get("status") == "False" and progressing.get("reason") == ROLLOUT_DEADLINE_EXCEEDED

@@ -1,0 +1,137 @@
+"""What request handlers work with: the configuration, the engine, and, once it is loaded, the model's tokenizer.
+
+Joins `EngineClient` (token ids), `OutputProcessor` (text) and `ServerMetrics` for one request at a time. Knows no HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from quire_contract.phases import Phase, Readiness
+from quire_server.engine.border.client import LOADING_RETRY_AFTER_S, EngineClient
+from quire_server.engine.border.output_stream import OutputStream
+from quire_server.engine.request import EngineRequest
+from quire_server.frontend.metrics import RequestTimer, ServerMetrics
+from quire_server.frontend.output_processor import CompletionDelta, OutputProcessor
+from quire_server.shared.config import ServerConfig
+from quire_server.shared.errors import ModelLoadingError
+from quire_server.shared.logs import request_id_context
+from quire_server.tokens.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+LONG_TEXT_CHARS = 4096
+"""From here on a text is tokenised in a thread; below, the hop costs more than the work."""
+
+
+class CompletionStream:
+    """Async iterator over one completion's deltas; closing it before its end aborts the request in the engine.
+
+    Raises, while iterating:
+        EngineDeadError, DrainingError: the completion ends without its last delta.
+    """
+
+    def __init__(self, outputs: OutputStream, processor: OutputProcessor, timer: RequestTimer) -> None:
+        self._outputs = outputs
+        self._processor = processor
+        self._timer = timer
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> CompletionDelta:
+        if self._processor.is_finished:
+            raise StopAsyncIteration
+        output = await self._outputs.__anext__()
+        delta = self._processor.process(output)
+        self._timer.observe(delta, output.scheduled_time, time.time())
+        if delta.finish_reason is not None:
+            self._outputs.end_branch(delta.branch)  # where a stop string ended the last one, this aborts the request
+        return delta
+
+    async def aclose(self) -> None:
+        self._outputs.close()
+        self._timer.close(time.time())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Frontend:
+    """One served model, from the first second of the process to its last."""
+
+    def __init__(self, config: ServerConfig, client: EngineClient, metrics: ServerMetrics) -> None:
+        self.config = config
+        self.client = client
+        self.metrics = metrics
+        self.created = int(time.time())
+        self._tokenizer: Tokenizer | None = None
+        self._generation_defaults: Mapping[str, Any] = {}
+
+    def set_model(self, tokenizer: Tokenizer, generation_defaults: Mapping[str, Any]) -> None:
+        """Make the model's texts available; called once, when they are loaded."""
+        self._tokenizer = tokenizer
+        self._generation_defaults = generation_defaults
+
+    @property
+    def readiness(self) -> Readiness:
+        """The engine's, but not Ready before the tokenizer is."""
+        readiness = self.client.readiness
+        if readiness.phase is Phase.READY and self._tokenizer is None:
+            return Readiness(phase=Phase.LOADING, message="Loading the tokenizer")
+        return readiness
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            ModelLoadingError: it is not loaded yet.
+        """
+        if self._tokenizer is None:
+            phase = self.readiness.phase
+            raise ModelLoadingError(f"The model is not ready yet (phase {phase}).", retry_after_s=LOADING_RETRY_AFTER_S)
+        return self._tokenizer
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """Sampling parameters of the model's generation_config.json (temperature, top_p, top_k, min_p,
+        repetition_penalty, max_tokens); empty with `--generation-config vllm`."""
+        return self._generation_defaults
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and answer together.
+
+        Raises:
+            ModelLoadingError: the engine is not ready yet.
+        """
+        if self.client.info is None:
+            raise ModelLoadingError("The model is not ready yet.", retry_after_s=LOADING_RETRY_AFTER_S)
+        return self.client.info.max_model_len
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokenise without holding up the event loop."""
+        if len(text) < LONG_TEXT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    def generate(self, request: EngineRequest) -> CompletionStream:
+        """Send a request to the engine and iterate over its deltas.
+
+        Raises (here, before any delta): what `EngineClient.generate` raises.
+        """
+        request_id_context.set(request.request_id)
+        processor = OutputProcessor(self.tokenizer, request)
+        outputs = self.client.generate(request)
+        if self.config.log_requests:
+            log.info("Took request: prompt_tokens=%d %s", len(request.prompt_token_ids), request.params)
+        return CompletionStream(outputs, processor, self.metrics.start_request(request))
