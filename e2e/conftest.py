@@ -15,7 +15,7 @@ import pytest
 import yaml
 from cluster.network import NODE_ADDRESS
 from cluster.node import Node, running_node
-from support.chart import Chart
+from support.chart import Chart, chart_values
 from support.hub import GATED_TOKEN, Hub
 from support.images import Images, build_images, named_images
 from support.kubectl import Kubectl
@@ -82,20 +82,11 @@ def hub(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def chart(cluster: Cluster, images: Images, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chart]:
     """The chart, installed from this tree."""
     values = tmp_path_factory.mktemp("chart") / "values.yaml"
-    values.write_text(yaml.safe_dump(chart_values(images, hub)))
+    values.write_text(yaml.safe_dump(chart_values(images, hub.url)))
     installed = Chart(cluster.helm, bind_kubectl(cluster), values)
     installed.install()
     yield installed
     installed.uninstall()
-
-
-def chart_values(images: Images, hub: Hub) -> dict[str, object]:
-    named = {"operator": images.operator, "gateway": images.gateway, "serverCpu": images.server_cpu}
-    split = {key: name.rpartition(":") for key, name in named.items()}
-    return {
-        "images": {key: {"repository": repository, "tag": tag} for key, (repository, _, tag) in split.items()},
-        "download": {"hubEndpoint": hub.url},
-    }
 
 
 @pytest.fixture

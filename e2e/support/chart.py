@@ -3,11 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+from support.images import Images
 from support.kubectl import Kubectl, Manifest, run, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMESPACE = "quire-system"
 RELEASE = "quire"
+
+
+def chart_values(images: Images, hub_url: str | None) -> dict[str, object]:
+    """Return the chart's values for these images, and for a mirror of the hub where there is one."""
+    named = {"operator": images.operator, "gateway": images.gateway, "serverCpu": images.server_cpu}
+    split = {key: name.rpartition(":") for key, name in named.items()}
+    return {
+        "images": {key: {"repository": repository, "tag": tag} for key, (repository, _, tag) in split.items()},
+        "download": {"hubEndpoint": hub_url} if hub_url else {},
+    }
 
 
 class Chart:
