@@ -13,7 +13,7 @@ CONTAINER_TOOL ?= docker
 IMAGES ?= operator gateway server-cpu
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-demo cluster-down e2e clean
+.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-build cluster-demo cluster-down e2e clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,13 +71,16 @@ chart: setup ## Write what is made from the chart: the plain manifest, its READM
 cluster: ## Bring up a real single-node Kubernetes on this machine, as root (minutes the first time)
 	@PYTHONPATH=e2e $(PYTHON) -m cluster up
 
-cluster-demo: setup $(SMOLLM2) ## That Kubernetes with Quire in it: build, install, apply examples/smollm2.yaml, ask it a question
+cluster-demo: cluster-build $(SMOLLM2) ## That Kubernetes with Quire in it: build, install, apply examples/smollm2.yaml, ask it a question
 	@PYTHONPATH=e2e:tests/support $(BIN)/python -m support.demo
 
 cluster-down: ## Remove that Kubernetes; what was built for it stays in ~/.cache/quire
 	@PYTHONPATH=e2e $(PYTHON) -m cluster down
 
-e2e: setup $(SMOLLM2) ## Run the stories on a real Kubernetes: the one of `make cluster`, or that of KUBECONFIG
+cluster-build: setup ## Build what that Kubernetes and the images need; cut off, it goes on where it was
+	@PYTHONPATH=e2e $(BIN)/python -m support.images
+
+e2e: cluster-build $(SMOLLM2) ## Run the stories on a real Kubernetes: the one of `make cluster`, or that of KUBECONFIG
 	@$(BIN)/python -m pytest -q -s --timeout 1800 e2e
 
 clean: ## Remove everything that make has made

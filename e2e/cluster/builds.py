@@ -59,13 +59,13 @@ class GoProgram:
         made = work / "out" / self.name
         if self.sources is None:
             environment = {**_ENVIRONMENT, "GOBIN": str(made.parent)}
-            run_logged(["go", "install", *self._flags(), self.package], log, cwd=work, env=environment)
+            run_logged(["go", "install", "-v", *self._flags(), self.package], log, cwd=work, env=environment)
         else:
             for source in self.sources.glob("*.go"):
                 shutil.copy(source, work)
             (work / "go.mod").write_text(self.go_mod)
             run_logged(["go", "mod", "tidy"], log, cwd=work, env=_ENVIRONMENT)
-            run_logged(["go", "build", *self._flags(), "-o", made, "."], log, cwd=work, env=_ENVIRONMENT)
+            run_logged(["go", "build", "-v", *self._flags(), "-o", made, "."], log, cwd=work, env=_ENVIRONMENT)
         output.parent.mkdir(parents=True, exist_ok=True)
         made.rename(output)
         shutil.rmtree(work)

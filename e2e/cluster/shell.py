@@ -13,6 +13,8 @@ from pathlib import Path
 
 _TAIL_LINES = 20
 _POLL_S = 0.1
+_TELL_EVERY_S = 15.0
+_MAX_TOLD = 100
 
 
 class ClusterError(Exception):
@@ -70,26 +72,50 @@ def run_logged(
     env: Mapping[str, str] | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Run a long command with its output in a log file. Raises ClusterError with the end of the log where it fails."""
+    """Run a long command with its output in a log file, and tell now and then how far it is.
+
+    Raises ClusterError with the end of the log where it fails.
+    """
     arguments = [str(part) for part in command]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         try:
-            status = subprocess.run(
+            process = subprocess.Popen(
                 arguments,
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                timeout=timeout_s,
-            ).returncode
+            )
         except FileNotFoundError:
             raise ClusterError(f"{arguments[0]} is not installed") from None
-        except subprocess.TimeoutExpired:
-            raise ClusterError(f"`{_shorten(arguments)}` did not end within {timeout_s:.0f} s{tail_of(log)}") from None
+        with process:
+            try:
+                status = _wait_telling(process, log, timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said = f"did not end within {timeout_s:.0f} s{tail_of(log)}"
+                raise ClusterError(f"`{_shorten(arguments)}` {said}") from None
+            except BaseException:
+                process.kill()
+                raise
     if status != 0:
         raise ClusterError(f"`{_shorten(arguments)}` failed with status {status}{tail_of(log)}")
+
+
+def _wait_telling(process: subprocess.Popen[bytes], log: Path, timeout_s: float | None) -> int:
+    """Wait for the end, and print the log's last line every so often. Raises TimeoutExpired at the time-out."""
+    began = time.monotonic()
+    while True:
+        passed_s = time.monotonic() - began
+        if timeout_s is not None and passed_s > timeout_s:
+            raise subprocess.TimeoutExpired(process.args, timeout_s)
+        try:
+            return process.wait(timeout=_TELL_EVERY_S)
+        except subprocess.TimeoutExpired:
+            line = tail_of_text(log.read_text(errors="replace")).rpartition("\n")[2]
+            print(f"  {passed_s + _TELL_EVERY_S:4.0f} s  {line[:_MAX_TOLD]}", flush=True)
 
 
 def wait_until(
