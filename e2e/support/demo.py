@@ -91,12 +91,15 @@ def _serve(kubectl: Kubectl) -> None:
 
     def is_ready() -> bool:
         nonlocal shown
-        if (line := kubectl("get", "llm", "smollm2", "--no-headers").strip()) != shown:
+        llm = kubectl.llm("smollm2")
+        status = llm.get("status") or {}
+        if (line := f"{status.get('phase', ''):12} {status.get('reason', '')}") != shown:
             print(line, flush=True)
             shown = line
-        return is_true(kubectl.llm("smollm2"), "Ready")
+        return is_true(llm, "Ready")
 
     wait_for("smollm2 Ready", is_ready, timeout_s=_READY_TIMEOUT_S, describe=kubectl.describe_all)
+    print(kubectl("get", "llm"))
 
 
 def _ask(kubectl: Kubectl, images: Images) -> None:

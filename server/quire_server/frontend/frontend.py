@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from quire_contract.phases import Phase, Readiness
 from quire_server.engine.border.client import LOADING_RETRY_AFTER_S, EngineClient
+from quire_server.engine.border.messages import EngineReady
 from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 from quire_server.frontend.metrics import RequestTimer, ServerMetrics
@@ -114,9 +115,17 @@ class Frontend:
         Raises:
             ModelLoadingError: the engine is not ready yet.
         """
+        return self._info().max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it. Raises ModelLoadingError: the engine is not ready yet."""
+        return self._info().vocab_size
+
+    def _info(self) -> EngineReady:
         if self.client.info is None:
             raise ModelLoadingError("The model is not ready yet.", retry_after_s=LOADING_RETRY_AFTER_S)
-        return self.client.info.max_model_len
+        return self.client.info
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenise without holding up the event loop."""

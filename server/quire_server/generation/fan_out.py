@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
+from quire_server.engine.border.validation import validate_sampling
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.frontend.frontend import CompletionStream, Frontend
 from quire_server.frontend.output_processor import CompletionDelta, PositionLogprobs
@@ -61,11 +62,13 @@ class Generation:
         """Send everything to the engine, or nothing.
 
         Raises:
-            InvalidRequestError: there are more than the queue can ever hold.
+            InvalidRequestError: there are more than the queue can ever hold, or the model cannot sample so.
             QuireError: what `Frontend.generate` raises when it does not take a request.
         """
         generation = cls(request)
         _check_fits(len(generation._choices), frontend)
+        for prompt in request.prompts:
+            validate_sampling(prompt.sampling_params, frontend.tokenizer.eos_token_ids, frontend.vocab_size)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(generation.aclose)
             for engine_request in _build_engine_requests(frontend, request):

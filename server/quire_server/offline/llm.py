@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,21 +22,13 @@ from quire_server.engine.border.validation import validate_request
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine_process.startup import start_engine
 from quire_server.frontend.output_processor import CompletionDelta, OutputProcessor, PositionLogprobs
+from quire_server.offline.prompts import Prompt, PromptMapping, list_prompts, read_prompt
 from quire_server.shared.config import CacheConfig, Dtype, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire_server.shared.sampling_params import SamplingParams, params_of_answer
 from quire_server.tokens.generation_defaults import read_generation_defaults
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
-
-class PromptMapping(TypedDict, total=False):
-    """One of the two."""
-
-    prompt: str
-    prompt_token_ids: list[int]
-
-
-Prompt = str | Sequence[int] | PromptMapping
 Message = Mapping[str, Any]
 
 
@@ -178,7 +170,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or a parameter cannot work; nothing was run.
         """
-        listed = _as_list(prompts)
+        listed = list_prompts(prompts)
         params = _for_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(listed))
         priorities = _for_each("priority", priority if priority is not None else 0, len(listed))
         jobs: list[_Job] = []
@@ -229,13 +221,11 @@ class LLM:
         self._core.reset_prefix_cache()
 
     def _read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        if isinstance(prompt, str):
-            return prompt, self._tokenizer.encode(prompt)
-        if isinstance(prompt, Mapping):
-            if "prompt_token_ids" in prompt:
-                return None, list(prompt["prompt_token_ids"])
-            return prompt["prompt"], self._tokenizer.encode(prompt["prompt"])
-        return None, list(prompt)
+        read = read_prompt(prompt)
+        if read.token_ids is not None:
+            return read.text, read.token_ids
+        assert read.text is not None  # one of the two
+        return read.text, self._tokenizer.encode(read.text)
 
     def _build_jobs(self, result: RequestOutput, params: SamplingParams, priority: int) -> Iterator[_Job]:
         """One engine request per answer."""
@@ -321,14 +311,6 @@ def _to_mapping(position: PositionLogprobs) -> LogprobsAtPosition:
     return {
         entry.token_id: Logprob(entry.logprob, entry.rank, entry.token) for entry in (position.chosen, *position.top)
     }
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [prompts]  # type: ignore[list-item]  # one prompt, as token ids
-    return list(prompts)  # type: ignore[arg-type]
 
 
 def _for_each(name: str, value: Any, count: int) -> list[Any]:

@@ -127,7 +127,9 @@ class LogitBias:
         if used:
             biases = [self._bias[rows[each]] for each in used]
             flat, index = _flat_index(logits, used, [token_ids for token_ids, _ in biases])
-            flat[index] += _to_device(np.concatenate([values for _, values in biases]), logits)
+            before = flat[index]
+            biased = before + _to_device(np.concatenate([values for _, values in biases]), logits)
+            flat[index] = _keep_possible(biased, before)
 
 
 class _SeenTokens:
@@ -206,12 +208,18 @@ class Penalties:
 
         counts = _to_device(np.concatenate([each.output_counts for each in seen]), logits)
         flat, index = _flat_index(logits, used, [each.token_ids for each in seen])
-        values = flat[index]
+        before = values = flat[index]
         repetition = per_token(self._repetition)
         values = torch.where(values > 0, values / repetition, values * repetition)
         values -= per_token(self._frequency) * counts
         values -= per_token(self._presence) * (counts > 0)
-        flat[index] = values
+        flat[index] = _keep_possible(values, before)
+
+
+def _keep_possible(values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Only a mask makes a token impossible: what a bias or a penalty drives out of float32's range is just unlikely."""
+    limit = torch.finfo(values.dtype).max
+    return torch.where(before.isneginf(), before, values.clamp(-limit, limit))
 
 
 def _flat_index(

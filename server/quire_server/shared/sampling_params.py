@@ -1,10 +1,19 @@
 """What a request asks of sampling: vLLM's names and defaults. No torch, no HTTP."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.field_values import (
+    read_flag,
+    read_integer,
+    read_number,
+    read_texts,
+    read_token_biases,
+    read_token_ids,
+)
 
 MAX_LOGPROBS = 20
 _INT_LIMIT = 2**31
@@ -15,8 +24,10 @@ _FLOAT32_MAX = (2.0 - 2.0**-23) * 2.0**127
 class SamplingParams:
     """Sampling parameters of one request. Every number fits the sampler's columns, which are of fixed width.
 
+    Fields take what vLLM's take (`stop="END"`, a list for a tuple, None for none); they hold what they declare.
+
     Raises:
-        InvalidRequestError: a value is out of range; `param` names the field.
+        InvalidRequestError: a value is of another type, or out of range; `param` names the field.
     """
 
     n: int = 1
@@ -49,6 +60,13 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name, read in _READERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, read(name, value))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         def require(condition: bool, name: str, rule: str) -> None:
             if not condition:
                 raise InvalidRequestError(f"{name} must be {rule}, got {getattr(self, name)!r}.", param=name)
@@ -67,7 +85,6 @@ class SamplingParams:
         require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
         require(self.min_tokens >= 0, "min_tokens", "at least 0")
         require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens")
-        require(all(self.stop), "stop", "strings that are not empty")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")
@@ -87,6 +104,21 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return (self.presence_penalty, self.frequency_penalty, self.repetition_penalty) != (0.0, 0.0, 1.0)
+
+
+_READERS: Final[Mapping[str, Callable[[str, Any], object]]] = {
+    **dict.fromkeys(("n", "top_k", "seed", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs"), read_integer),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), read_number),
+    **dict.fromkeys(("temperature", "top_p", "min_p"), read_number),
+    **dict.fromkeys(("ignore_eos", "detokenize", "skip_special_tokens", "spaces_between_special_tokens"), read_flag),
+    "include_stop_str_in_output": read_flag,
+    "stop": read_texts,
+    "stop_token_ids": read_token_ids,
+    "allowed_token_ids": read_token_ids,
+    "logit_bias": read_token_biases,
+}
+_OPTIONAL: Final = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs", "allowed_token_ids"})
+"""Those of which None says something else than an empty value."""
 
 
 def params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:

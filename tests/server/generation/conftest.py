@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_model import save_byte_tokenizer
 
+from quire_server.engine.border.messages import EngineReady
 from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.output import RequestOutput
 from quire_server.engine.request import EngineRequest
@@ -41,6 +42,17 @@ class PlayedEngine:
         """Numbers of the requests that were ended before their end."""
         self.refusal: tuple[int, Exception] | None = None
         """The number of the request that is not taken, and why."""
+        self.info = EngineReady(
+            max_model_len=64,
+            vocab_size=1000,
+            num_blocks=16,
+            block_size=16,
+            dtype="float32",
+            device="cpu",
+            weights_bytes=1,
+            kv_cache_bytes=1,
+            load_seconds={},
+        )
         self._streams: list[OutputStream] = []
         self._tokenizer = tokenizer
 

@@ -243,3 +243,43 @@ def test_errors_at_the_start(llama_checkpoint: Path, tmp_path: Path) -> None:
         LLM(str(llama_checkpoint), max_model_len=129)
     with pytest.raises(CheckpointError):
         LLM(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ({}, "'prompt' or 'prompt_token_ids'"),
+        ({"text": "a"}, "'text'"),
+        ({"prompt": 5}, "must be a text"),
+        ({"prompt_token_ids": [1.0]}, "an integer"),
+        ([1, 2.5], "an integer"),
+        ([1, True], "an integer"),
+        ([1, -4], "token id"),
+        ([], "empty"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_name(llm: LLM, prompt: Any, named: str) -> None:
+    with pytest.raises(InvalidRequestError, match=named):
+        llm.generate([prompt], GREEDY, use_tqdm=False)
+
+
+def test_one_stop_text_is_one_stop_text(llm: LLM, answer: list[int]) -> None:
+    """Not each of its letters, of which the answer has one."""
+    text = llm.get_tokenizer().decode(answer)
+    stop = f"{text[3]}\0never"
+    (result,) = llm.generate(PROMPT, SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True, stop=stop))
+    assert result.outputs[0].text == text
+
+
+def test_masks_that_leave_nothing_are_refused_before_anything_runs(llm: LLM) -> None:
+    eos = llm.get_tokenizer().eos_token_ids
+    with pytest.raises(InvalidRequestError, match="no token is left"):
+        llm.generate(PROMPT, SamplingParams(allowed_token_ids=eos, min_tokens=1), use_tqdm=False)
+
+
+@pytest.mark.parametrize("penalty", [{"repetition_penalty": 3e38}, {"logit_bias": {65: -3.4e38, 66: -3.4e38}}])
+def test_no_penalty_makes_an_allowed_token_impossible(llm: LLM, penalty: dict[str, Any]) -> None:
+    allowed = (65, 66)
+    params = SamplingParams(allowed_token_ids=allowed, max_tokens=8, ignore_eos=True, presence_penalty=2.0, **penalty)
+    (result,) = llm.generate([[65, 66, 67]], params, use_tqdm=False)
+    assert set(result.outputs[0].token_ids) <= set(allowed)

@@ -10,6 +10,7 @@ from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
 from quire_server.shared.config import SchedulingPolicy
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError
+from quire_server.shared.field_values import read_texts
 from quire_server.shared.sampling_params import SamplingParams
 
 T = TypeVar("T")
@@ -40,9 +41,7 @@ class ModelLimits:
     @classmethod
     def of(cls, frontend: Frontend) -> "ModelLimits":
         """Raises ModelLoadingError before the engine is ready."""
-        max_model_len = frontend.max_model_len
-        assert frontend.client.info is not None
-        return cls(max_model_len=max_model_len, vocab_size=frontend.client.info.vocab_size)
+        return cls(max_model_len=frontend.max_model_len, vocab_size=frontend.vocab_size)
 
 
 def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None:
@@ -107,11 +106,7 @@ def build_sampling_params(
 ) -> SamplingParams:
     """Fill in defaults and check the values. `seed` is the request's; answer i of several gets seed + i later."""
     _check_choices(request, defaults)
-    logit_bias = request.logit_bias or {}
-    check_token_ids(logit_bias, limits, "logit_bias")
-    check_token_ids(request.allowed_token_ids or (), limits, "allowed_token_ids")
-    check_token_ids(request.stop_token_ids or (), limits, "stop_token_ids")
-    allowed = request.allowed_token_ids
+    logit_bias, allowed = request.logit_bias or {}, request.allowed_token_ids
     return SamplingParams(
         n=_or(request.n, 1),
         presence_penalty=_or(request.presence_penalty, 0.0),
@@ -122,7 +117,7 @@ def build_sampling_params(
         top_k=min(_or(request.top_k, defaults.top_k), limits.vocab_size),
         min_p=_or(request.min_p, defaults.min_p),
         seed=request.seed,
-        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
+        stop=read_texts("stop", request.stop),
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
         max_tokens=max_tokens,

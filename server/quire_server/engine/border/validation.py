@@ -1,7 +1,7 @@
 """What a model says about a request, checked before it can reach a kernel. Pure.
 
 What can be said without a model is checked where the request is built (`EngineRequest`). The API asks `check_token_ids`
-too, so that a client hears of a bad field before its answer begins.
+and `validate_sampling` too, so that a client hears of a bad field before its answer begins.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from quire_server.engine.request import EngineRequest
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.shared.pooling_params import PoolingParams
+from quire_server.shared.sampling_params import SamplingParams
 
 
 def validate_request(request: EngineRequest, vocab_size: int) -> None:
@@ -21,12 +22,34 @@ def validate_request(request: EngineRequest, vocab_size: int) -> None:
         raise InvalidRequestError(f"This model generates text; it cannot {request.params.task}.", param="task")
     if request.num_branches != 1:
         raise InvalidRequestError("This engine makes one answer of a request: ask once for each.", param="n")
-    params = request.params
     check_token_ids("prompt", request.prompt_token_ids, vocab_size)
+    check_token_ids("eos_token_ids", request.eos_token_ids, vocab_size)
+    validate_sampling(request.params, request.eos_token_ids, vocab_size)
+
+
+def validate_sampling(params: SamplingParams, eos_token_ids: Iterable[int], vocab_size: int) -> None:
+    """Refuse token ids that the model does not have, and masks that together leave no token to sample.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
     check_token_ids("logit_bias", params.logit_bias, vocab_size)
     check_token_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
     check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
-    check_token_ids("eos_token_ids", request.eos_token_ids, vocab_size)
+    if params.min_tokens > 0:
+        _check_that_something_is_left(params, eos_token_ids, vocab_size)
+
+
+def _check_that_something_is_left(params: SamplingParams, eos_token_ids: Iterable[int], vocab_size: int) -> None:
+    """Until `min_tokens` are there, the tokens that end an answer cannot be sampled; others have to be allowed."""
+    ending = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
+    allowed = params.allowed_token_ids
+    if ending.issuperset(allowed) if allowed is not None else len(ending) >= vocab_size:
+        raise InvalidRequestError(
+            f"min_tokens is {params.min_tokens}, but every token of allowed_token_ids ends the answer "
+            "(end-of-sequence, or of stop_token_ids): no token is left to sample.",
+            param="allowed_token_ids" if allowed is not None else "stop_token_ids",
+        )
 
 
 def check_token_ids(param: str, token_ids: Iterable[int], vocab_size: int) -> None:
