@@ -43,13 +43,13 @@ def up(manifest: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def wait_until_open(process: subprocess.Popen[bytes], port: int) -> None:
     """Wait for the gateway's port; from then on it holds requests itself."""
-    import httpx
+    import httpx2
 
     while process.poll() is None:
         try:
-            httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).raise_for_status()
+            httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).raise_for_status()
             return
-        except httpx.TransportError:
+        except httpx2.TransportError:
             time.sleep(0.05)
     sys.exit(f"quire up ended with code {process.returncode}")
 

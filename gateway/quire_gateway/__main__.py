@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Exit codes: 0 stopped, 1 the port cannot be had, 2 a bad file or flag."""
     arguments = _build_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request
     backends = StaticBackends()
     try:
         models = load_models(arguments.config)

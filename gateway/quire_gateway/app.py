@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
-import httpx
+import httpx2
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -17,7 +17,7 @@ from quire_gateway.demand import DemandTable
 from quire_gateway.errors import GatewayError
 from quire_gateway.holding import Holder
 from quire_gateway.metrics import GatewayMetrics
-from quire_gateway.proxy import Proxy, UpstreamRequest, end_to_end
+from quire_gateway.proxy import Proxy, ReplicasAwayError, UpstreamRequest, end_to_end
 from quire_gateway.routing import match_model
 
 Scope = dict[str, Any]
@@ -30,6 +30,9 @@ SSE_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 MAX_BODY_BYTES = 64 << 20
+AWAY_PATIENCE_S = 10.0
+"""How long replicas may be said to be ready and not take a request, before its client is told so. One that goes is off
+the list well within it, and then the request is held as for any cold model."""
 
 
 class Peek(msgspec.Struct, frozen=True):
@@ -46,11 +49,14 @@ class _ClientGoneError(Exception):
 class Gateway:
     """An ASGI application over some `Backends`."""
 
-    def __init__(self, backends: Backends, *, proxy: Proxy | None = None) -> None:
+    def __init__(
+        self, backends: Backends, *, proxy: Proxy | None = None, away_patience_s: float = AWAY_PATIENCE_S
+    ) -> None:
         self.backends = backends
         self.demands = DemandTable()
         self.holder = Holder(backends, self.demands)
         self.proxy = proxy or Proxy()
+        self.away_patience_s = away_patience_s
         self._registry = CollectorRegistry()
         self.metrics = GatewayMetrics(self._registry, backends, self.demands)
 
@@ -139,7 +145,7 @@ class _Exchange:
 
     def _find(self, peek: Peek) -> Model:
         host = next((v.decode("latin-1") for k, v in self._scope["headers"] if k == b"host"), "")
-        model = match_model(self._gateway.backends.models(), host=host, model=peek.model)
+        model = match_model(self._gateway.backends, host=host, model=peek.model)
         if model is None:
             raise errors.model_not_found(peek.model) if peek.model else errors.no_model_named(host)
         return model
@@ -188,27 +194,51 @@ class _Exchange:
             pass
 
     async def _serve(self, model: Model, body: bytes, is_stream: bool) -> None:
-        async with aclosing(self._gateway.holder.hold(model.key)) as beats:
+        """Wait for a replica and send the request to it; where all of them are away, wait again."""
+        request = UpstreamRequest(
+            method=self._scope["method"], target=_target(self._scope), headers=self._scope["headers"], body=body
+        )
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        away: Model | None = None
+        patience_end = since
+        while True:
+            ready = await self._hold(model.key, since, away, is_stream)
+            if ready is not away:
+                patience_end = clock() + self._gateway.away_patience_s
+            try:
+                await self._send_to(ready, request, must_answer=clock() >= patience_end)
+            except ReplicasAwayError:
+                if ready.cold_start == "Reject":
+                    raise self._gateway.holder.reject(ready) from None
+                away = ready
+            else:
+                return
+
+    async def _hold(self, key: str, since: float, away: Model | None, is_stream: bool) -> Model:
+        """Wait until a replica is ready; a client that streams hears meanwhile what it waits for."""
+        async with aclosing(self._gateway.holder.hold(key, since=since, away=away)) as beats:
             async for waiting in beats:
                 if is_stream:
                     await self._start(200, SSE_HEADERS)
                     eta = "" if waiting.eta_seconds is None else f" eta={round(waiting.eta_seconds)}s"
                     await self._write(f": waiting phase={waiting.phase}{eta}\n\n".encode())
-        ready = self._gateway.backends.get(model.key) or model
+        model = self._gateway.backends.get(key)
+        if model is None:
+            raise errors.model_not_found(key)
+        return model
+
+    async def _send_to(self, model: Model, request: UpstreamRequest, *, must_answer: bool) -> None:
         demand = self._gateway.demands[model.key]
         demand.in_flight += 1
-        demand.num_requests += 1
         try:
-            request = UpstreamRequest(
-                method=self._scope["method"], target=_target(self._scope), headers=self._scope["headers"], body=body
-            )
-            async with self._gateway.proxy.send(ready, request) as response:
+            async with self._gateway.proxy.send(model, request, must_answer=must_answer) as response:
                 await self._relay(model, response)
         finally:
             demand.in_flight -= 1
             demand.touch(asyncio.get_running_loop().time())
 
-    async def _relay(self, model: Model, response: httpx.Response) -> None:
+    async def _relay(self, model: Model, response: httpx2.Response) -> None:
         is_stream = self._headers_sent or response.headers.get("content-type", "").startswith("text/event-stream")
         try:
             if self._headers_sent and response.status_code != 200:
@@ -218,7 +248,7 @@ class _Exchange:
                 await self._start(response.status_code, end_to_end(response.headers.raw))
                 async for chunk in response.aiter_raw():
                     await self._write(chunk)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             if not is_stream:
                 return  # nothing can be said inside another body: unfinished, it is closed with the connection
             cause = f"the connection broke after the answer had begun: {error}"

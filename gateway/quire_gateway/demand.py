@@ -18,7 +18,6 @@ class Demand:
     in_flight: int = 0
     lease_until: float = 0.0
     last_demand: float | None = None
-    num_requests: int = 0
 
     def total(self, now: float) -> int:
         return self.waiting + self.in_flight + (1 if now < self.lease_until else 0)

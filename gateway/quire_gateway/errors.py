@@ -1,8 +1,11 @@
 """The errors that the gateway itself answers, in OpenAI's shape. Answers of the servers pass through untouched."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+
+from quire_gateway.backends import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,12 @@ def model_not_found(model: str) -> GatewayError:
 def no_model_named(host: str) -> GatewayError:
     message = f"No model is named: not by a field `model` in the body, nor by the host `{host}`."
     return GatewayError(status=404, code="model_not_found", message=message)
+
+
+def ambiguous_model(models: Sequence[Model]) -> GatewayError:
+    hosts = ", ".join(f"{model.name}.{model.namespace}.svc" for model in models)
+    message = f"Several namespaces have a model of this name. Name one by the host: {hosts}."
+    return GatewayError(status=400, code="ambiguous_model", message=message)
 
 
 def model_suspended(name: str) -> GatewayError:

@@ -10,6 +10,8 @@ from quire_gateway.demand import DemandTable
 
 SHORTEST_RETRY_AFTER_S = 1
 DEFAULT_RETRY_AFTER_S = 10
+AWAY_PAUSE_S = 0.5
+"""Until replicas are asked again that are said to be ready and are not there."""
 
 
 def retry_after(model: Model) -> int:
@@ -36,17 +38,25 @@ class Holder:
         if model.backends:
             return
         if model.cold_start == "Reject":
-            # The refusal is still demand: the model wakes for the retry.
-            self._demands[model.key].lease(asyncio.get_running_loop().time())
-            raise errors.model_loading(model.name, model.status or model.phase, retry_after(model))
+            raise self.reject(model)
         waiting = self._demands[model.key].waiting
         if waiting >= model.max_queue:
             raise errors.queue_full(model.name, waiting, retry_after(model))
 
-    async def hold(self, key: str) -> AsyncGenerator[Model]:
+    def reject(self, model: Model) -> errors.GatewayError:
+        """Return the refusal of a request that may not wait. It is still demand: the model wakes for the retry."""
+        self._demands[model.key].lease(asyncio.get_running_loop().time())
+        return errors.model_loading(model.name, model.status or model.phase, retry_after(model))
+
+    async def hold(self, key: str, *, since: float, away: Model | None = None) -> AsyncGenerator[Model]:
         """Yield the model at once and at every heartbeat while it is cold; end when a replica is ready.
 
         Close the iterator (`contextlib.aclosing`) to leave the queue.
+
+        Args:
+            since: when the client began to wait, by the event loop's clock.
+            away: the model as it was when none of its replicas would take the request. Unless it changes, they are
+                asked again after a pause.
 
         Raises:
             GatewayError: it was suspended or deleted meanwhile, or `coldStartTimeout` has passed.
@@ -57,18 +67,20 @@ class Holder:
         demand.touch(loop.time())
         is_served = False
         try:
-            started = next_beat = loop.time()
-            while not (model := self._current(key)).backends:
-                left = started + model.cold_start_timeout_s - loop.time()
+            next_beat = loop.time()
+            pause_end = loop.time() + AWAY_PAUSE_S
+            while not (model := self._current(key)).backends or (model is away and loop.time() < pause_end):
+                left = since + model.cold_start_timeout_s - loop.time()
                 if left <= 0:
                     raise errors.model_loading(model.name, model.status or model.phase, retry_after(model))
                 if loop.time() >= next_beat:
                     next_beat = loop.time() + model.heartbeat_s
                     demand.touch(loop.time())
-                    yield model
+                    yield model  # what changes while a slow client takes this, `changed` tells at once
+                until = min(since + model.cold_start_timeout_s, next_beat, *([pause_end] if model.backends else []))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, next_beat - loop.time())):
-                        await self._backends.changed()
+                    async with asyncio.timeout_at(until):
+                        await self._backends.changed(key, model)
             is_served = True
         finally:
             demand.waiting -= 1

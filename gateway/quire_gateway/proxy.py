@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 
 from quire_gateway import errors
 from quire_gateway.backends import Backend, Model
@@ -23,7 +23,9 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-RETRIED_STATUSES = frozenset({500, 502, 503, 504})
+RETRIED_STATUSES = frozenset({500, 502, 504})
+AWAY_STATUS = 503
+"""What a replica answers that drains or still loads: another may take the request, or the same one later."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -44,14 +46,18 @@ def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name.lower() not in HOP_BY_HOP]
 
 
+class ReplicasAwayError(Exception):
+    """No replica takes the request now, though the model has some: they drain, restart, or are gone already."""
+
+
 class Proxy:
     """Sends requests to replicas, the one with the fewest in flight first."""
 
-    def __init__(self, client: httpx.AsyncClient | None = None) -> None:
+    def __init__(self, client: httpx2.AsyncClient | None = None) -> None:
         # No limit and no read timeout: the servers bound their own queues, and a prompt may take minutes.
-        self._client = client or httpx.AsyncClient(
-            timeout=httpx.Timeout(None, connect=5.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+        self._client = client or httpx2.AsyncClient(
+            timeout=httpx2.Timeout(None, connect=5.0),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=256),
             trust_env=False,
         )
         self._in_flight: Counter[Backend] = Counter()
@@ -63,43 +69,60 @@ class Proxy:
         return self._in_flight[backend]
 
     @asynccontextmanager
-    async def send(self, model: Model, request: UpstreamRequest) -> AsyncIterator[httpx.Response]:
+    async def send(
+        self, model: Model, request: UpstreamRequest, *, must_answer: bool
+    ) -> AsyncIterator[httpx2.Response]:
         """Open a response whose body has not been read; closing the context closes the upstream connection.
 
+        A replica that refuses the connection or fails is passed over for another, `MAX_RETRIES` times; one that drains
+        or loads is none of these.
+
+        Args:
+            must_answer: the last replica's answer is given, whatever it is.
+
         Raises:
-            GatewayError: no replica could be reached.
+            ReplicasAwayError: no replica could take it, and all may soon; not with `must_answer`.
+            GatewayError: no replica could be reached, with `must_answer`.
         """
-        tried: set[Backend] = set()
         cause = "none is ready"
-        for attempt in range(MAX_RETRIES + 1):
-            candidates = [b for b in model.backends if b not in tried]
-            if not candidates:
-                break
-            backend = min(candidates, key=self.in_flight)
+        num_failures = 0
+        tried: set[Backend] = set()
+        while num_failures <= MAX_RETRIES and (left := [each for each in model.backends if each not in tried]):
+            backend = min(left, key=self.in_flight)
             tried.add(backend)
-            is_last = attempt == MAX_RETRIES or len(candidates) == 1
-            self._in_flight[backend] += 1
-            try:
+            async with self._counted(backend), AsyncExitStack() as opened:
                 try:
                     response = await self._client.send(self._build(backend, request), stream=True)
-                except httpx.TransportError as error:
+                except httpx2.TransportError as error:
                     cause = f"{backend.host}:{backend.port}: {error or type(error).__name__}"
+                    num_failures += 1
                     continue
-                try:
-                    if response.status_code in RETRIED_STATUSES and not is_last:
-                        cause = f"{backend.host}:{backend.port} answered {response.status_code}"
-                        continue
-                    yield response
-                    return
-                finally:
-                    await response.aclose()
-            finally:
-                self._in_flight[backend] -= 1
-                if not self._in_flight[backend]:
-                    del self._in_flight[backend]  # replicas come and go
-        raise errors.replica_failed(model.name, cause)
+                opened.push_async_callback(response.aclose)
+                is_away = response.status_code == AWAY_STATUS
+                num_failures += response.status_code in RETRIED_STATUSES
+                is_last = len(left) == 1 or num_failures > MAX_RETRIES
+                if (is_away or response.status_code in RETRIED_STATUSES) and not (
+                    is_last and (must_answer or not is_away)
+                ):
+                    cause = f"{backend.host}:{backend.port} answered {response.status_code}"
+                    continue
+                yield response
+                return
+        if must_answer:
+            raise errors.replica_failed(model.name, cause)
+        raise ReplicasAwayError(cause)
 
-    def _build(self, backend: Backend, request: UpstreamRequest) -> httpx.Request:
+    @asynccontextmanager
+    async def _counted(self, backend: Backend) -> AsyncIterator[None]:
+        self._in_flight[backend] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[backend] -= 1
+            if not self._in_flight[backend]:
+                del self._in_flight[backend]  # replicas come and go
+
+    def _build(self, backend: Backend, request: UpstreamRequest) -> httpx2.Request:
         headers = [
             (name, value)
             for name, value in end_to_end(request.headers)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -87,8 +87,8 @@ def test_ctrl_c_stops_everything(start_up: Any, tiny_checkpoint: Path, tmp_path:
         up.wait_for("one-1 Ready")
         assert up.interrupt() == 0
         assert up.lines[-1].endswith("quire: stopped")
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/livez", trust_env=False)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{port}/livez", trust_env=False)
 
 
 def test_watch_applies_an_edit_and_refuses_a_bad_one(start_up: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:

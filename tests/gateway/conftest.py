@@ -5,14 +5,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from quire_gateway.app import Gateway
 from quire_gateway.backends import Backend, Model, StaticBackends
 from quire_gateway.proxy import Proxy
 
-Handler = Callable[[httpx.Request], Any]
+Handler = Callable[[httpx2.Request], Any]
 
 
 class Exchange:
@@ -63,16 +63,16 @@ class Exchange:
 class World:
     """A gateway with one model, `default/tiny`, whose replicas are functions."""
 
-    def __init__(self, handler: Handler, **fields: Any) -> None:
+    def __init__(self, handler: Handler, *, away_patience_s: float = 5.0, **fields: Any) -> None:
         self.backends = StaticBackends()
-        self.seen: list[httpx.Request] = []
+        self.seen: list[httpx2.Request] = []
 
-        def record(request: httpx.Request) -> Any:
+        def record(request: httpx2.Request) -> Any:
             self.seen.append(request)
             return handler(request)
 
-        client = httpx.AsyncClient(transport=httpx.MockTransport(record))
-        self.gateway = Gateway(self.backends, proxy=Proxy(client))
+        client = httpx2.AsyncClient(transport=httpx2.MockTransport(record))
+        self.gateway = Gateway(self.backends, proxy=Proxy(client), away_patience_s=away_patience_s)
         self.model = Model(
             **{
                 "namespace": "default",

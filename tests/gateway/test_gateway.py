@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from quire_contract.phases import Phase
@@ -15,16 +15,16 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(story)
 
 
-def reply(status: int, body: str) -> httpx.Response:
+def reply(status: int, body: str) -> httpx2.Response:
     """A response that arrives as a stream, as from a network."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield body.encode()
 
-    return httpx.Response(status, headers={"content-type": "application/json"}, content=pieces())
+    return httpx2.Response(status, headers={"content-type": "application/json"}, content=pieces())
 
 
-def answer(request: httpx.Request) -> httpx.Response:
+def answer(request: httpx2.Request) -> httpx2.Response:
     return reply(200, '{"ok":1}')
 
 
@@ -115,7 +115,7 @@ def test_a_cold_stream_starts_at_once_with_comments_and_then_the_tokens(world: A
 
     async def story() -> None:
         here = world(
-            lambda _: httpx.Response(200, headers={"content-type": "text/event-stream"}, content=tokens()),
+            lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=tokens()),
             phase=Phase.LOADING,
             eta_seconds=12.2,
             heartbeat_s=0.01,
@@ -220,7 +220,7 @@ def test_a_client_that_hangs_up_in_mid_answer_closes_the_upstream_request(world:
             closed.set()
 
     async def story() -> None:
-        here = world(lambda _: httpx.Response(200, content=endless()))
+        here = world(lambda _: httpx2.Response(200, content=endless()))
         here.ready()
         request = here.chat(stream=True)
         await request.next()
@@ -233,9 +233,9 @@ def test_a_client_that_hangs_up_in_mid_answer_closes_the_upstream_request(world:
 
 
 def test_a_replica_that_refuses_is_passed_over(world: Any) -> None:
-    def handler(request: httpx.Request) -> httpx.Response:
+    def handler(request: httpx2.Request) -> httpx2.Response:
         if request.url.port == 1:
-            raise httpx.ConnectError("refused")
+            raise httpx2.ConnectError("refused")
         return answer(request)
 
     async def story() -> None:
@@ -249,24 +249,36 @@ def test_a_replica_that_refuses_is_passed_over(world: Any) -> None:
     run(story())
 
 
-def test_a_draining_replica_is_passed_over_and_the_last_answer_is_given(world: Any) -> None:
+def test_where_all_replicas_drain_for_too_long_the_last_answer_is_given(world: Any) -> None:
     async def story() -> None:
-        here = world(lambda _: reply(503, '{"error":{"code":"draining"}}'))
+        here = world(lambda _: reply(503, '{"error":{"code":"draining"}}'), away_patience_s=0.0)
         here.ready(5)
         request = here.chat()
         body = await request.rest()
         assert (request.status, error_code(body)) == (503, "draining")
+        assert len(here.seen) == 5, "draining is no failure: every replica was asked"
+
+    run(story())
+
+
+def test_a_replica_that_fails_is_tried_again_elsewhere_but_not_for_ever(world: Any) -> None:
+    async def story() -> None:
+        here = world(lambda _: reply(500, '{"error":{"code":"broken"}}'))
+        here.ready(5)
+        request = here.chat()
+        body = await request.rest()
+        assert (request.status, error_code(body)) == (500, "broken")
         assert len(here.seen) == 3
 
     run(story())
 
 
 def test_no_reachable_replica_is_502_that_says_why(world: Any) -> None:
-    def refuse(_: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("connection refused")
+    def refuse(_: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("connection refused")
 
     async def story() -> None:
-        here = world(refuse)
+        here = world(refuse, away_patience_s=0.0)
         here.ready()
         request = here.chat()
         body = await request.rest()
@@ -279,10 +291,10 @@ def test_no_reachable_replica_is_502_that_says_why(world: Any) -> None:
 def test_a_stream_that_breaks_is_not_retried_and_ends_with_an_error_event(world: Any) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"data: 1\n\n"
-        raise httpx.ReadError("reset")
+        raise httpx2.ReadError("reset")
 
     async def story() -> None:
-        here = world(lambda _: httpx.Response(200, headers={"content-type": "text/event-stream"}, content=broken()))
+        here = world(lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=broken()))
         here.ready(2)
         request = here.chat(stream=True)
         body = await request.rest()
@@ -298,10 +310,10 @@ def test_a_stream_that_breaks_is_not_retried_and_ends_with_an_error_event(world:
 def test_an_answer_in_one_piece_that_breaks_is_left_unfinished(world: Any) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b'{"choices":'
-        raise httpx.ReadError("reset")
+        raise httpx2.ReadError("reset")
 
     async def story() -> None:
-        here = world(lambda _: httpx.Response(200, headers={"content-type": "application/json"}, content=broken()))
+        here = world(lambda _: httpx2.Response(200, headers={"content-type": "application/json"}, content=broken()))
         here.ready()
         request = here.chat()
         assert await request.next() == b'{"choices":'

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from quire_gateway.config import ConfigError, load_models
@@ -89,7 +89,7 @@ class Process:
         """Wait until a request has reached a replica."""
         in_flight = re.compile(r"^quire_gateway_requests_in_flight\{.*\} 1", re.MULTILINE)
         deadline = time.monotonic() + 30
-        while not in_flight.search(httpx.get(f"{self.url}/metrics").text):
+        while not in_flight.search(httpx2.get(f"{self.url}/metrics").text):
             assert time.monotonic() < deadline
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -113,24 +113,24 @@ def running(config: Path, *flags: str) -> Iterator[Process]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_routes_and_ends_with_status_zero(write: Write, number: int) -> None:
     with replica() as port, running(write({"models": [model(backends=[f"http://127.0.0.1:{port}"])]})) as gateway:
-        assert httpx.get(f"{gateway.url}/readyz").status_code == 200
-        assert [card["id"] for card in httpx.get(f"{gateway.url}/v1/models").json()["data"]] == ["tiny"]
-        answer = httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": "tiny"})
+        assert httpx2.get(f"{gateway.url}/readyz").status_code == 200
+        assert [card["id"] for card in httpx2.get(f"{gateway.url}/v1/models").json()["data"]] == ["tiny"]
+        answer = httpx2.post(f"{gateway.url}/v1/chat/completions", json={"model": "tiny"})
         assert (answer.status_code, answer.json()) == (200, {"from": "the replica"})
-        assert httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": "other"}).status_code == 404
+        assert httpx2.post(f"{gateway.url}/v1/chat/completions", json={"model": "other"}).status_code == 404
         assert gateway.end(number) == 0
 
 
 def test_a_running_request_outlives_the_first_signal(write: Write) -> None:
     release = threading.Event()
-    answers: list[httpx.Response] = []
+    answers: list[httpx2.Response] = []
     config = {"models": [model(backends=["http://127.0.0.1:{port}"])]}
     with replica(release) as port:
         path = write(json.dumps(config).replace("{port}", str(port)))
         with running(path) as gateway:
             url = f"{gateway.url}/v1/chat/completions"
             asking = threading.Thread(
-                target=lambda: answers.append(httpx.post(url, json={"model": "tiny"}, timeout=30))
+                target=lambda: answers.append(httpx2.post(url, json={"model": "tiny"}, timeout=30))
             )
             asking.start()
             gateway.wait_in_flight()

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import msgspec
 
 from quire_cli.local.console import Bar
@@ -142,9 +142,9 @@ class Replica:
         self._set(Readiness(phase=Phase.FAILED if exit_code else Phase.DRAINING, message=self.end.describe()))
 
     async def _poll(self) -> None:
-        async with httpx.AsyncClient(base_url=self.backend.url, timeout=2.0, trust_env=False) as client:
+        async with httpx2.AsyncClient(base_url=self.backend.url, timeout=2.0, trust_env=False) as client:
             while True:
-                with suppress(httpx.TransportError, msgspec.DecodeError):
+                with suppress(httpx2.TransportError, msgspec.DecodeError):
                     response = await client.get(paths.READYZ)
                     self._set(msgspec.json.decode(response.content, type=Readiness))
                 await asyncio.sleep(SLOW_POLL_S if self.is_ready else POLL_S)
