@@ -41,8 +41,8 @@ from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.border.queue_limit import QueueLimit
 from quire_server.engine.border.sockets import Sockets
 from quire_server.engine.border.watchdog import Watchdog
-from quire_server.engine.output import RequestOutput, SchedulerStats
-from quire_server.engine.request import EngineRequest, FinishReason
+from quire_server.engine.output import SchedulerStats
+from quire_server.engine.request import EngineRequest
 from quire_server.shared.config import EngineConfig
 from quire_server.shared.errors import (
     DrainingError,
@@ -206,11 +206,6 @@ class EngineClient:
         self._open[request.request_id] = stream
         self._none_open.clear()
         return stream
-
-    def abort(self, request_ids: Iterable[str]) -> None:
-        """End requests with FinishReason.ABORT; ids that are not open are ignored."""
-        for stream in self._begin_closing(request_ids):
-            stream.end(RequestOutput(request_id=stream.request_id, finish_reason=FinishReason.ABORT))
 
     async def call(self, method: EngineMethod[R], timeout_s: float = CALL_TIMEOUT_S) -> R:
         """Let the engine do something that is not a request, between two steps, and return what came of it.
