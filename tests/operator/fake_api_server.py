@@ -13,7 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from quire_operator.objects import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS, Kind
+from quire_kube.objects import Kind
+from quire_operator.spec.kinds import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS
 from quire_operator.watch.handlers import WATCHED_KINDS
 
 Manifest = dict[str, Any]

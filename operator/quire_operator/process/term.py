@@ -14,8 +14,8 @@ from typing import Final
 
 import kopf
 
-from quire_operator.kube import Kube, KubeError
-from quire_operator.objects import Key, Kind, Manifest
+from quire_kube.api import Kube, KubeError
+from quire_kube.objects import Key, Kind, Manifest
 from quire_operator.process.health import Health
 from quire_operator.process.metrics import Metrics, Readings
 from quire_operator.process.queue import WorkQueue

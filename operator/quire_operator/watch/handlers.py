@@ -17,15 +17,14 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from quire_contract import names
-from quire_operator.objects import (
+from quire_kube.objects import Kind, Manifest
+from quire_operator.spec.kinds import (
     LLM_DEPLOYMENT,
     OPTIONAL_KINDS,
     OWNED_KINDS,
     PERSISTENT_VOLUME_CLAIM,
     POD,
     SHARED_KINDS,
-    Kind,
-    Manifest,
 )
 from quire_operator.watch.store import Store
 from quire_operator.watch.task_family import TaskFamily

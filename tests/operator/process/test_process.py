@@ -16,8 +16,8 @@ import pytest
 from fake_api_server import FakeApiServer
 
 from quire_contract import names
-from quire_operator.objects import JOB, LEASE, LLM_DEPLOYMENT, SERVICE
 from quire_operator.process.settings_file import SettingsFile
+from quire_operator.spec.kinds import JOB, LEASE, LLM_DEPLOYMENT, SERVICE
 from quire_operator.spec.settings import SettingsError
 
 LEASE_PATH = f"/apis/{LEASE.api_version}/namespaces/quire-system/leases/{names.OPERATOR_LEASE}"

@@ -12,17 +12,9 @@ import pytest
 from fake_api_server import CORE_KINDS, FakeApiServer
 
 from quire_contract import names
-from quire_operator.objects import (
-    LLM_DEPLOYMENT,
-    PERSISTENT_VOLUME_CLAIM,
-    POD,
-    SERVICE,
-    SERVICE_MONITOR,
-    Key,
-    Kind,
-    Ref,
-)
+from quire_kube.objects import Key, Kind, Ref
 from quire_operator.process.lease import MIN_STOP_S
+from quire_operator.spec.kinds import LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, SERVICE_MONITOR
 from quire_operator.watch import handlers
 from quire_operator.watch.handlers import (
     KOPF_GRACE_S,

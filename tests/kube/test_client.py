@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from quire_operator.kube import (
+from quire_kube.api import (
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -24,8 +24,9 @@ from quire_operator.kube import (
     UnreachableError,
     error_from,
 )
-from quire_operator.kube_client import KubeClient, path_of
-from quire_operator.objects import DEPLOYMENT, LEASE, LLM_DEPLOYMENT, POD, SERVICE, STORAGE_CLASS, Ref
+from quire_kube.client import KubeClient, path_of
+from quire_kube.objects import Ref
+from quire_operator.spec.kinds import DEPLOYMENT, LEASE, LLM_DEPLOYMENT, POD, SERVICE, STORAGE_CLASS, ref_of
 
 REF = Ref(kind=SERVICE, namespace="default", name="a")
 MANIFEST = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "default"}, "spec": {}}
@@ -77,7 +78,7 @@ def talk(
             def connect() -> PlainConnection:
                 return PlainConnection(server=url, token=tokens.pop(0) if tokens else "secret")
 
-            async with KubeClient(connect, lambda *call: calls.append(call)) as kube:
+            async with KubeClient(connect, ref_of, lambda *call: calls.append(call)) as kube:
                 return await ask(kube)
 
     return asyncio.run(main()), calls
@@ -183,7 +184,7 @@ def test_nobody_there() -> None:
 
     async def main() -> None:
         connection = PlainConnection(server="http://127.0.0.1:9")
-        async with KubeClient(lambda: connection, lambda verb, kind, code: calls.append(code)) as kube:
+        async with KubeClient(lambda: connection, ref_of, lambda verb, kind, code: calls.append(code)) as kube:
             await kube.get(REF)
 
     with pytest.raises(UnreachableError, match=r"get Service default/a: no answer from http://127\.0\.0\.1:9"):

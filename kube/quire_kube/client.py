@@ -15,8 +15,8 @@ import aiohttp
 import msgspec
 
 from quire_contract.names import FIELD_MANAGER
-from quire_operator.kube import ConflictError, Kube, KubeError, Manifests, NotFoundError, UnreachableError, error_from
-from quire_operator.objects import Kind, Manifest, Ref, ref_of
+from quire_kube.api import ConflictError, Kube, KubeError, Manifests, NotFoundError, UnreachableError, error_from
+from quire_kube.objects import Kind, Manifest, Ref
 
 _CREDENTIALS_LAST_S: Final = 300.0
 _PAGE_SIZE: Final = 500
@@ -48,12 +48,20 @@ class KubeClient(Kube):
 
     Args:
         connect: reads the credentials as they are now; may block.
+        ref_of: what a manifest that is to be written is called; knows the kinds' plurals.
         on_call: told of each answer.
         timeout_s: for one request, from start to end.
     """
 
-    def __init__(self, connect: Callable[[], Connection], on_call: OnCall, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        ref_of: Callable[[Manifest], Ref],
+        on_call: OnCall,
+        timeout_s: float = 30.0,
+    ) -> None:
         self._connect = connect
+        self._ref_of = ref_of
         self._on_call = on_call
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
@@ -86,13 +94,13 @@ class KubeClient(Kube):
         return answer
 
     async def create(self, manifest: Manifest, *, manager: str = FIELD_MANAGER) -> Manifest:
-        ref = ref_of(manifest)
+        ref = self._ref_of(manifest)
         request = _Request(
             verb="create",
             plural=ref.kind.plural,
             what=str(ref),
             method="POST",
-            path=path_of(ref.kind, ref.namespace),
+            path=ref.kind.path(ref.namespace),
             query={"fieldManager": manager},
             body=manifest,
         )
@@ -101,7 +109,7 @@ class KubeClient(Kube):
 
     async def replace(self, manifest: Manifest, *, manager: str = FIELD_MANAGER) -> Manifest:
         query = {"fieldManager": manager}
-        answer: Manifest = await self._ask("update", ref_of(manifest), "PUT", query, manifest, _JSON)
+        answer: Manifest = await self._ask("update", self._ref_of(manifest), "PUT", query, manifest, _JSON)
         return answer
 
     async def get(self, ref: Ref) -> Manifest | None:
@@ -123,7 +131,7 @@ class KubeClient(Kube):
             query["labelSelector"] = label_selector
         if field_selector is not None:
             query["fieldSelector"] = field_selector
-        path, what = path_of(kind, namespace or ""), f"{kind.plural} in {namespace or 'all namespaces'}"
+        path, what = kind.path(namespace or ""), f"{kind.plural} in {namespace or 'all namespaces'}"
         found: Manifests = []
         while True:
             page = await self._request(_Request(verb="list", plural=kind.plural, what=what, path=path, query=query))
@@ -151,7 +159,8 @@ class KubeClient(Kube):
 
     async def _apply(self, manifest: Manifest, subresource: str | None) -> Manifest:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        answer: Manifest = await self._ask("apply", ref_of(manifest), "PATCH", query, manifest, _APPLY, subresource)
+        ref = self._ref_of(manifest)
+        answer: Manifest = await self._ask("apply", ref, "PATCH", query, manifest, _APPLY, subresource)
         return answer
 
     async def _ask(
@@ -228,11 +237,7 @@ class KubeClient(Kube):
 
 def path_of(kind: Kind, namespace: str, name: str | None = None, subresource: str | None = None) -> str:
     """Return the path of an object, or, without a name, of all of a kind."""
-    root = f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.api_version}"
-    parts = [root]
-    if namespace and kind.is_namespaced:
-        parts += ["namespaces", namespace]
-    return "/".join((*parts, kind.plural, *(part for part in (name, subresource) if part is not None)))
+    return "/".join((kind.path(namespace), *(part for part in (name, subresource) if part is not None)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

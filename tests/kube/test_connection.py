@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quire_operator.connection import ConnectionSettingsError, load_connection
+from quire_kube.connection import ConnectionSettingsError, load_connection
 
 SERVER = "https://192.0.2.1:6443"
 PROXY = "http://proxy.example:3128"
