@@ -1,26 +1,24 @@
 """`Kube` over HTTP: plain REST with plain JSON, because typed models would cost more memory than all objects together.
 
-Knows paths, media types and credentials; no meaning of any object. Credentials are asked for anew every few minutes,
-since the tokens of service accounts rotate, and at once when they are refused.
+Knows paths, media types and answers; no meaning of any object. The official package's transport carries the requests,
+`login.py` says by which credentials.
 """
 
-import asyncio
-import ssl
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
 
 from quire_contract.names import FIELD_MANAGER
 from quire_kube.api import ConflictError, Kube, KubeError, Manifests, NotFoundError, UnreachableError, error_from
+from quire_kube.connection import ConnectionSettingsError
+from quire_kube.login import Access, Connect, Login
 from quire_kube.objects import Kind, Manifest, Ref
 
-_CREDENTIALS_LAST_S: Final = 300.0
 _PAGE_SIZE: Final = 500
-_MAX_CONNECTIONS: Final = 32
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
@@ -29,25 +27,11 @@ OnCall = Callable[[str, str, int], None]
 """Told of each answer: verb, plural of the kind (or the path), HTTP status; 0 where there was none."""
 
 
-class Connection(Protocol):
-    """How to reach the API server and who we are; `kopf.ConnectionInfo` is one."""
-
-    @property
-    def server(self) -> str: ...
-
-    @property
-    def proxy_url(self) -> str | None: ...
-
-    def as_ssl_context(self) -> ssl.SSLContext: ...
-
-    def as_http_headers(self) -> Mapping[str, str]: ...
-
-
 class KubeClient(Kube):
     """An API server over HTTP, from `async with` to its end.
 
     Args:
-        connect: reads the credentials as they are now; may block.
+        connect: reads the credentials as they are now.
         ref_of: what a manifest that is to be written is called; knows the kinds' plurals.
         on_call: told of each answer.
         timeout_s: for one request, from start to end.
@@ -55,28 +39,21 @@ class KubeClient(Kube):
 
     def __init__(
         self,
-        connect: Callable[[], Connection],
+        connect: Connect,
         ref_of: Callable[[Manifest], Ref],
         on_call: OnCall,
         timeout_s: float = 30.0,
     ) -> None:
-        self._connect = connect
+        self._login = Login(connect)
         self._ref_of = ref_of
         self._on_call = on_call
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._session: aiohttp.ClientSession | None = None
-        self._access: _Access | None = None
-        self._connecting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._login.close()
 
     async def apply(self, manifest: Manifest) -> Manifest:
         return await self._apply(manifest, None)
@@ -186,9 +163,10 @@ class KubeClient(Kube):
         return await self._request(request)
 
     async def _request(self, request: "_Request") -> Any:
-        answer = await self._send(request, await self._authenticate())
+        access = await self._authenticate(request)
+        answer = await self._send(request, access)
         if answer.code == 401:
-            answer = await self._send(request, await self._authenticate(is_refused=True))
+            answer = await self._send(request, await self._authenticate(request, refused=access))
         content = _decode(answer.body)
         if answer.code >= 300:
             status = content if isinstance(content, dict) else {}
@@ -197,42 +175,31 @@ class KubeClient(Kube):
             raise KubeError(f"{request.verb} {request.what}: the answer is not JSON")
         return content
 
-    async def _send(self, request: "_Request", access: "_Access") -> "_Answer":
-        assert self._session is not None, "not entered"
-        headers = {**access.connection.as_http_headers(), "User-Agent": FIELD_MANAGER, "Accept": _JSON}
-        data = None
-        if request.body is not None:
-            data, headers["Content-Type"] = msgspec.json.encode(request.body), request.media_type
-        sending = self._session.request(
-            request.method,
-            access.connection.server.rstrip("/") + request.path,
-            params=request.query,
-            data=data,
-            headers=headers,
-            proxy=access.connection.proxy_url,
-            ssl=access.ssl_context,
-        )
+    async def _authenticate(self, request: "_Request", refused: Access | None = None) -> Access:
         try:
-            async with sending as response:
-                body = await response.read()
+            return await self._login.access(refused)
+        except ConnectionSettingsError as error:
+            self._on_call(request.verb, request.plural, 0)
+            raise UnreachableError(f"{request.verb} {request.what}: no credentials: {error}") from error
+
+    async def _send(self, request: "_Request", access: Access) -> "_Answer":
+        server = access.connection.endpoint.server
+        headers = {**access.connection.headers(), "User-Agent": FIELD_MANAGER, "Accept": _JSON}
+        headers["Content-Type"] = request.media_type
+        try:
+            response = await access.transport.request(
+                request.method,
+                f"{server}{request.path}?{urlencode(request.query)}" if request.query else f"{server}{request.path}",
+                headers=headers,
+                body=request.body,
+                _request_timeout=self._timeout,
+            )
+            body = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             self._on_call(request.verb, request.plural, 0)
-            where = access.connection.server
-            raise UnreachableError(f"{request.verb} {request.what}: no answer from {where}: {error!r}") from error
+            raise UnreachableError(f"{request.verb} {request.what}: no answer from {server}: {error!r}") from error
         self._on_call(request.verb, request.plural, response.status)
         return _Answer(code=response.status, retry_after=response.headers.get("Retry-After"), body=body)
-
-    async def _authenticate(self, *, is_refused: bool = False) -> "_Access":
-        """Return credentials that are at most a few minutes old, or wholly new ones."""
-        async with self._connecting:
-            access = self._access
-            if access is None or is_refused or time.monotonic() - access.since > _CREDENTIALS_LAST_S:
-                connection = await asyncio.to_thread(self._connect)
-                is_same = access is not None and connection == access.connection
-                ssl_context = access.ssl_context if access and is_same else connection.as_ssl_context()
-                access = _Access(connection=connection, ssl_context=ssl_context, since=time.monotonic())
-                self._access = access
-            return access
 
 
 def path_of(kind: Kind, namespace: str, name: str | None = None, subresource: str | None = None) -> str:
@@ -257,13 +224,6 @@ class _Answer:
     code: int
     retry_after: str | None
     body: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Access:
-    connection: Connection
-    ssl_context: ssl.SSLContext
-    since: float
 
 
 def _decode(body: bytes) -> Any:

@@ -84,7 +84,7 @@ class OperatorProcess:
             health = await stack.enter_async_context(serving(health_app, self._options.health_port))
             metrics = await stack.enter_async_context(serving(metrics_app, self._options.metrics_port))
             logger.info("Health at port %d, metrics at port %d", health, metrics)
-            load_connection()  # said now rather than at each request, if there is none
+            await load_connection()  # said now rather than at each request, if there is none
             client = KubeClient(load_connection, ref_of, self._metrics.count_api_call)
             kube = await stack.enter_async_context(client)
             around = Surroundings(
