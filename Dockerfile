@@ -53,6 +53,7 @@ RUN case "$KERNELS" in \
     esac
 COPY pyproject.toml README.md LICENSE ./
 COPY contract contract
+COPY kube kube
 COPY crds crds
 COPY operator operator
 COPY gateway gateway

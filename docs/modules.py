@@ -8,6 +8,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 HEADING = "## Modules\n"
 PACKAGES = {
     "contract/quire_contract": "what crosses process borders",
+    "kube/quire_kube": "the Kubernetes API, spoken",
     "operator/quire_operator": "the LLMDeployment, read and judged; scaling",
     "gateway/quire_gateway": "the request-holding router",
     "server/quire_server": "the inference server",

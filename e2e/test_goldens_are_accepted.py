@@ -15,8 +15,8 @@ import yaml
 from support.kubectl import Kubectl
 
 from quire_contract.names import FIELD_MANAGER
-from quire_operator.objects import OPTIONAL_KINDS
 from quire_operator.plan.drift import describe_drift, is_applied
+from quire_operator.spec.kinds import OPTIONAL_KINDS
 
 GOLDEN = sorted((Path(__file__).resolve().parents[1] / "tests" / "operator" / "golden").glob("*.yaml"))
 OPTIONAL = {kind.kind for kind in OPTIONAL_KINDS}

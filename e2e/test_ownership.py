@@ -12,11 +12,12 @@ import yaml
 from support.kubectl import Kubectl, wait_for
 
 from quire_contract.names import FIELD_MANAGER
+from quire_kube.client import KubeClient
+from quire_kube.connection import load_connection
 from quire_operator.apply.apply import Applied, apply_actions
-from quire_operator.connection import load_connection
-from quire_operator.kube_client import KubeClient
 from quire_operator.plan.actions import Apply
 from quire_operator.plan.drift import is_applied
+from quire_operator.spec.kinds import ref_of
 from quire_operator.watch.ownership import WHOLE_MANAGER
 from quire_operator.watch.store import Store
 
@@ -35,7 +36,8 @@ class Writer:
 
     def __call__(self, document: Document) -> Applied:
         async def main() -> Applied:
-            async with KubeClient(load_connection, lambda verb, plural, status: self.calls.append(verb)) as kube:
+            client = KubeClient(load_connection, ref_of, lambda verb, plural, status: self.calls.append(verb))
+            async with client as kube:
                 return await apply_actions(kube, self._store, [Apply(manifest=document, reason="Test")], now=0.0)
 
         self.calls.clear()

@@ -17,7 +17,7 @@ from cluster.shell import ClusterError
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     *("pyproject.toml", "README.md", "LICENSE", "deploy/image"),
-    *("contract", "crds", "operator", "gateway", "server", "kernels", "cli"),
+    *("contract", "kube", "crds", "operator", "gateway", "server", "kernels", "cli"),
 )
 REGISTRY_VARIABLE = "QUIRE_E2E_IMAGES"
 """Where the images are, for a cluster that is not ours: `REGISTRY/PREFIX:TAG`, such as registry.example/quire:dev."""

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the operator until a signal; return the exit code."""
     logs.set_up_logging(arguments.log_format)
     # Not before the arguments are known to be right: kopf and the client take half a second.
-    from quire_operator.connection import ConnectionSettingsError
+    from quire_kube.connection import ConnectionSettingsError
     from quire_operator.process.process import OperatorOptions, OperatorProcess, own_namespace
     from quire_operator.process.settings_file import SettingsFile
     from quire_operator.spec.settings import SettingsError

@@ -19,7 +19,7 @@ def test_no_package_shadows_the_standard_librarys_operator() -> None:
 
 
 def test_every_package_is_typed_and_alone_in_its_folder() -> None:
-    for area in ("operator", "gateway", "server", "kernels", "contract", "cli"):
+    for area in ("operator", "gateway", "server", "kernels", "kube", "contract", "cli"):
         importable = [p for p in (ROOT / area).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
         assert [p.name for p in importable] == [f"quire_{area}"]
         assert (ROOT / area / f"quire_{area}" / "py.typed").exists()
@@ -34,6 +34,8 @@ def test_every_package_is_typed_and_alone_in_its_folder() -> None:
         ("quire_server.generation.messages", ["torch", "starlette", "uvicorn"]),
         ("quire_gateway.app", ["torch", "numpy", "quire_server"]),
         ("quire_operator.spec.llm_deployment", ["torch", "kubernetes", "kopf"]),
+        ("quire_operator.plan.plan", ["torch", "kubernetes", "kopf", "aiohttp"]),
+        ("quire_kube.api", ["kubernetes", "kopf", "aiohttp"]),
         ("quire_cli.__main__", ["torch", "starlette", "yaml"]),
         ("quire_server", ["torch", "starlette"]),
     ],

@@ -13,7 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
-from quire_operator.objects import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS, Kind
+from quire_kube.objects import Kind
+from quire_operator.spec.kinds import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS
 from quire_operator.watch.handlers import WATCHED_KINDS
 
 Manifest = dict[str, Any]
@@ -40,6 +41,8 @@ class FakeApiServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.page_delay_s = 0.0
         self.is_failing = False
+        self.token: str | None = None
+        """The only one that is not answered with 401; None: any."""
         self.gone_paths: set[str] = set()
         """Answered with 404."""
         self.url = ""
@@ -95,19 +98,21 @@ class FakeApiServer:
         finally:
             await runner.cleanup()
 
-    def write_kubeconfig(self, path: Path) -> None:
+    def write_kubeconfig(self, path: Path, user: Manifest | None = None) -> None:
         config = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "fake",
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
             "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
-            "users": [{"name": "fake", "user": {"token": "none"}}],
+            "users": [{"name": "fake", "user": user or {"token": "none"}}],
         }
         path.write_text(json.dumps(config))
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append((request.method, request.path, dict(request.query)))
+        if self.token is not None and request.headers.get("Authorization") != f"Bearer {self.token}":
+            return _failure(401, "Unauthorized")
         if self.is_failing:
             return web.json_response({"kind": "Status", "code": 500, "message": "failing"}, status=500)
         if request.path in self.gone_paths:

@@ -6,7 +6,8 @@ from fake_kube import FakeKube
 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
-from quire_operator.objects import DEPLOYMENT, JOB, PERSISTENT_VOLUME_CLAIM, POD, Manifest
+from quire_kube.objects import Manifest
+from quire_operator.spec.kinds import DEPLOYMENT, JOB, PERSISTENT_VOLUME_CLAIM, POD
 
 FACTS = ModelFacts(path="SmolLM2", bytes=270_000_000, revision="ab12", shape_error="not read in this test")
 READY = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]

@@ -11,7 +11,7 @@ from typing import Any
 
 from quire_contract import names
 from quire_contract.crd import load_schema
-from quire_operator.kube import (
+from quire_kube.api import (
     AlreadyExistsError,
     ConflictError,
     InvalidError,
@@ -21,7 +21,8 @@ from quire_operator.kube import (
     NotFoundError,
     UnavailableError,
 )
-from quire_operator.objects import LLM_DEPLOYMENT, Kind, Manifest, Ref, ref_of
+from quire_kube.objects import Kind, Manifest, Ref
+from quire_operator.spec.kinds import LLM_DEPLOYMENT, ref_of
 from quire_operator.spec.schema import with_defaults
 
 _LIST_KEYS = ("name", "type", "uid", "mountPath", "containerPort", "port", "topologyKey")
@@ -30,7 +31,7 @@ CREATED = "2026-01-31T12:00:00Z"
 
 
 class FakeKube:
-    """See `quire_operator.kube.Kube`. `now_text` is the time of the server's clock."""
+    """See `quire_kube.api.Kube`. `now_text` is the time of the server's clock."""
 
     def __init__(self) -> None:
         self.objects: dict[Ref, Manifest] = {}

@@ -9,15 +9,16 @@ from fake_kube import FakeKube, make_llm
 
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
-from quire_operator.kube import KubeError
-from quire_operator.objects import EVENT, LLM_DEPLOYMENT, Key, Manifest, Ref
+from quire_kube.api import KubeError
+from quire_kube.objects import Key, Manifest, Ref
+from quire_kube.times import parse_time
 from quire_operator.plan.cache.orphans import plan_orphans
 from quire_operator.plan.plan import plan
 from quire_operator.process.reconcile import Decisions, Reconciler
+from quire_operator.spec.kinds import EVENT, LLM_DEPLOYMENT
 from quire_operator.spec.settings import Settings
 from quire_operator.status.status import derive_status
 from quire_operator.status.transitions import build_events
-from quire_operator.times import parse_time
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.store import Store
 

@@ -11,8 +11,9 @@ from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import ModelFacts
 from quire_contract.names import LABEL_REVISION
 from quire_contract.termination import TerminationMessage, encode_termination
-from quire_operator.objects import DEPLOYMENT, SERVICE, Manifest, Ref
+from quire_kube.objects import Manifest, Ref
 from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.spec.kinds import DEPLOYMENT, SERVICE
 from quire_operator.spec.schema import find_problems
 from quire_operator.spec.settings import Settings
 from quire_operator.status.status import derive_status

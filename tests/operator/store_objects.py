@@ -6,7 +6,7 @@ from typing import Any
 from fake_kube import make_llm
 
 from quire_contract import names
-from quire_operator.objects import Key, Kind, Manifest
+from quire_kube.objects import Key, Kind, Manifest
 
 KEY = Key(namespace="default", name="smollm2")
 URI = "hf://HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -10,20 +10,12 @@ from typing import Any
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts, encode_facts
 from quire_contract.termination import TerminationMessage, encode_termination
-from quire_operator.objects import (
-    DEPLOYMENT,
-    JOB,
-    LLM_DEPLOYMENT,
-    PERSISTENT_VOLUME_CLAIM,
-    POD,
-    Manifest,
-    Ref,
-    ref_of,
-)
+from quire_kube.objects import Manifest, Ref
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas
 from quire_operator.plan.plan import plan
+from quire_operator.spec.kinds import DEPLOYMENT, JOB, LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD, ref_of
 from quire_operator.spec.settings import Settings, parse_settings
-from quire_operator.times import format_time
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
 from quire_server.models.footprint import shape_of_config

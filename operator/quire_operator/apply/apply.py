@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import Final
 
 from quire_contract import names
-from quire_operator.kube import (
+from quire_kube.api import (
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -31,19 +31,10 @@ from quire_operator.kube import (
     NotFoundError,
     UnreachableError,
 )
-from quire_operator.objects import (
-    LEADER_WORKER_SET,
-    OPTIONAL_KINDS,
-    OWNED_KINDS,
-    WORKLOAD_KINDS,
-    Manifest,
-    Ref,
-    annotation_of,
-    label_of,
-    ref_of,
-)
+from quire_kube.objects import Manifest, Ref, annotation_of, label_of
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
-from quire_operator.times import format_time
+from quire_operator.spec.kinds import LEADER_WORKER_SET, OPTIONAL_KINDS, OWNED_KINDS, WORKLOAD_KINDS, ref_of
 from quire_operator.watch.ownership import WHOLE_MANAGER, is_owned_whole, make_over
 from quire_operator.watch.store import Store, owner_uids
 

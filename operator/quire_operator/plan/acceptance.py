@@ -10,7 +10,7 @@ from typing import Final
 
 from quire_contract.model_facts import ModelFacts
 from quire_contract.model_uri import Scheme, parse_model_uri
-from quire_operator.objects import LEADER_WORKER_SET, SERVICE_MONITOR, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.actions import Verdict
 from quire_operator.plan.cache.volumes import Source, find_source
 from quire_operator.plan.fit import EngineSettings, read_engine_settings
@@ -20,6 +20,7 @@ from quire_operator.plan.resources.render import render_children, render_downloa
 from quire_operator.plan.resources.render_input import RenderInput
 from quire_operator.plan.resources.volume import access_modes_of
 from quire_operator.spec.cron import find_cron_problem
+from quire_operator.spec.kinds import LEADER_WORKER_SET, SERVICE_MONITOR
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import ModelFacts
-from quire_operator.objects import Manifest, Ref
+from quire_kube.objects import Manifest, Ref
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,21 +13,7 @@ from typing import Final
 
 from quire_contract.model_facts import ModelFacts
 from quire_contract.names import ANNOTATION_APPLIED_HASH, ANNOTATION_LOAD_BUDGET, LABEL_REVISION
-from quire_operator.objects import (
-    DEPLOYMENT,
-    LEADER_WORKER_SET,
-    LLM_DEPLOYMENT,
-    NETWORK_POLICY,
-    SCALED_OBJECT,
-    SERVICE,
-    WORKLOAD_KINDS,
-    Kind,
-    Manifest,
-    Ref,
-    annotation_of,
-    label_of,
-    ref_of,
-)
+from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.plan.acceptance import Accepted, RefusedError, accept, read_manifest
 from quire_operator.plan.actions import Action, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.plan.cache.downloads import ModelPlan, plan_model
@@ -48,6 +34,16 @@ from quire_operator.plan.rollout import (
     prepare_scale_down,
     ready_replicas_of,
     replicas_of,
+)
+from quire_operator.spec.kinds import (
+    DEPLOYMENT,
+    LEADER_WORKER_SET,
+    LLM_DEPLOYMENT,
+    NETWORK_POLICY,
+    SCALED_OBJECT,
+    SERVICE,
+    WORKLOAD_KINDS,
+    ref_of,
 )
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings

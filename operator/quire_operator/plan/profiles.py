@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_contract.units import UnitError, parse_duration
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 from quire_operator.spec.settings import Settings
-from quire_operator.times import parse_time
 from quire_operator.watch.observed import Observed
 from quire_operator.watch.pods import (
     VOLUME_NOT_BOUND,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION
-from quire_operator.objects import DEPLOYMENT, POD, WORKLOAD_KINDS, Kind, Manifest, Ref, annotation_of, label_of
+from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
+from quire_kube.times import parse_time
 from quire_operator.plan.actions import Annotate
-from quire_operator.times import parse_time
+from quire_operator.spec.kinds import DEPLOYMENT, POD, WORKLOAD_KINDS
 from quire_operator.watch.observed import Observed
 from quire_operator.watch.pods import is_ending, is_ready
 

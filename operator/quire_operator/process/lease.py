@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from quire_operator.kube import ConflictError, Kube, KubeError, NotFoundError
-from quire_operator.objects import LEASE, Manifest, Ref
+from quire_kube.api import ConflictError, Kube, KubeError, NotFoundError
+from quire_kube.objects import Manifest, Ref
+from quire_operator.spec.kinds import LEASE
 
 logger = logging.getLogger(__name__)
 

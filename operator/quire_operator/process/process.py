@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from quire_contract import names
-from quire_operator.connection import load_connection
-from quire_operator.kube_client import KubeClient
+from quire_kube.client import KubeClient
+from quire_kube.connection import load_connection
 from quire_operator.plan.cache.orphans import plan_orphans
 from quire_operator.plan.plan import plan
 from quire_operator.process.health import Health, build_health_app, build_metrics_app, serving
@@ -25,6 +25,7 @@ from quire_operator.process.metrics import Metrics, Readings
 from quire_operator.process.reconcile import Decisions
 from quire_operator.process.settings_file import SettingsFile
 from quire_operator.process.term import Surroundings, Term
+from quire_operator.spec.kinds import ref_of
 from quire_operator.status.status import derive_status
 from quire_operator.status.transitions import build_events
 
@@ -83,8 +84,9 @@ class OperatorProcess:
             health = await stack.enter_async_context(serving(health_app, self._options.health_port))
             metrics = await stack.enter_async_context(serving(metrics_app, self._options.metrics_port))
             logger.info("Health at port %d, metrics at port %d", health, metrics)
-            load_connection()  # said now rather than at each request, if there is none
-            kube = await stack.enter_async_context(KubeClient(load_connection, self._metrics.count_api_call))
+            await load_connection()  # said now rather than at each request, if there is none
+            client = KubeClient(load_connection, ref_of, self._metrics.count_api_call)
+            kube = await stack.enter_async_context(client)
             around = Surroundings(
                 kube=kube,
                 connect=load_connection,

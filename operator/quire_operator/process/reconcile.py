@@ -13,10 +13,11 @@ from typing import Any, Final, Protocol
 from quire_contract import names
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
+from quire_kube.api import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
+from quire_kube.objects import Key, Manifest
 from quire_operator.apply.apply import Applied, apply_actions, with_refusals
-from quire_operator.kube import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
-from quire_operator.objects import LLM_DEPLOYMENT, OPTIONAL_KINDS, WORKLOAD_KINDS, Key, Manifest
 from quire_operator.plan.actions import Action, Plan, Verdict
+from quire_operator.spec.kinds import LLM_DEPLOYMENT, OPTIONAL_KINDS, WORKLOAD_KINDS
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observe import (

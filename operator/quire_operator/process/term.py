@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import kopf
-
-from quire_operator.kube import Kube, KubeError
-from quire_operator.objects import Key, Kind, Manifest
+from quire_kube.api import Kube, KubeError
+from quire_kube.login import Connect
+from quire_kube.objects import Key, Kind, Manifest
 from quire_operator.process.health import Health
 from quire_operator.process.metrics import Metrics, Readings
 from quire_operator.process.queue import WorkQueue
@@ -40,7 +39,7 @@ class Surroundings:
     """What outlives a term."""
 
     kube: Kube
-    connect: Callable[[], kopf.ConnectionInfo]
+    connect: Connect
     """How kopf reaches the API server; asked again whenever the credentials are refused."""
     settings: SettingsFile
     metrics: Metrics

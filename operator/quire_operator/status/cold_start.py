@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from quire_operator.objects import Manifest
-from quire_operator.times import format_time, parse_time
+from quire_kube.objects import Manifest
+from quire_kube.times import format_time, parse_time
 from quire_operator.watch.pods import conditions_of, is_ending, is_ready, restart_count
 
 MAX_RECENT: Final = 5

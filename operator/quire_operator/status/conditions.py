@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.status.reasons import ROLLOUT_DEADLINE_EXCEEDED, Finding, Stage, as_line, as_reason
 from quire_operator.status.situation import DOWNLOADING, LOADING, Situation
-from quire_operator.times import format_time
 
 ACCEPTED: Final = "Accepted"
 MODEL_CACHED: Final = "ModelCached"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import UnitError, format_bytes, parse_quantity
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.status.reasons import Finding, Stage, as_line, find_warning
 from quire_operator.watch.observed import WarningEvent
 from quire_operator.watch.pods import (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import WarningEvent
 from quire_operator.watch.pods import conditions_of

@@ -13,9 +13,10 @@ from quire_contract.model_facts import DownloadProgress
 from quire_contract.names import LABEL_REVISION
 from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
-from quire_operator.objects import SERVICE, Manifest, label_of
+from quire_kube.objects import Manifest, label_of
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
+from quire_operator.spec.kinds import SERVICE
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
 from quire_operator.status.reasons import (
     NO_DEFAULT_STORAGE_CLASS,

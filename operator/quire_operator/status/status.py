@@ -11,6 +11,7 @@ from typing import Any, Final
 from quire_contract import names
 from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import DownloadProgress
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Plan
 from quire_operator.spec.settings import Settings
 from quire_operator.status.cold_start import derive_cold_start
@@ -30,7 +31,6 @@ from quire_operator.status.conditions import (
 )
 from quire_operator.status.reasons import Stage, as_line, reason_line
 from quire_operator.status.situation import DOWNLOADING, LOADING, Situation, look
-from quire_operator.times import format_time
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
 

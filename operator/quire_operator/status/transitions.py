@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from quire_contract import names
-from quire_operator.objects import Manifest, ref_of
+from quire_kube.objects import Manifest
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Apply, Delete, Verdict
+from quire_operator.spec.kinds import ref_of
 from quire_operator.status.conditions import (
     ACCEPTED,
     FITS,
@@ -30,7 +32,6 @@ from quire_operator.status.conditions import (
 )
 from quire_operator.status.reasons import as_line
 from quire_operator.status.situation import LOADING, PROGRESS_REASONS
-from quire_operator.times import format_time
 
 MAX_EVENTS: Final = 6
 MAX_MESSAGE_LENGTH: Final = 1024

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from quire_operator.objects import Kind
+from quire_kube.objects import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

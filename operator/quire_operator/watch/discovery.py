@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quire_operator.kube import ForbiddenError, Kube, NotFoundError
-from quire_operator.objects import LLM_DEPLOYMENT, OPTIONAL_KINDS, STORAGE_CLASS, Kind, Manifest
+from quire_kube.api import ForbiddenError, Kube, NotFoundError
+from quire_kube.objects import Kind, Manifest
+from quire_operator.spec.kinds import LLM_DEPLOYMENT, OPTIONAL_KINDS, STORAGE_CLASS
 from quire_operator.watch.cluster import ClusterFacts
 
 _DEFAULT_CLASS_ANNOTATIONS: Final = (

@@ -17,15 +17,15 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from quire_contract import names
-from quire_operator.objects import (
+from quire_kube.login import Connect
+from quire_kube.objects import Kind, Manifest
+from quire_operator.spec.kinds import (
     LLM_DEPLOYMENT,
     OPTIONAL_KINDS,
     OWNED_KINDS,
     PERSISTENT_VOLUME_CLAIM,
     POD,
     SHARED_KINDS,
-    Kind,
-    Manifest,
 )
 from quire_operator.watch.store import Store
 from quire_operator.watch.task_family import TaskFamily
@@ -107,7 +107,7 @@ class Watches:
     def __init__(
         self,
         feed: StoreFeed,
-        connect: Callable[[], kopf.ConnectionInfo],
+        connect: Connect,
         count_call: CountCall,
         namespaces: Collection[str],
     ) -> None:
@@ -180,10 +180,10 @@ class Watches:
             await asyncio.sleep(max(0.0, last_at + _MIN_LOGIN_PAUSE_S - time.monotonic()))
             last_at = time.monotonic()
             await sessions.aclose()  # the one whose credentials were refused
-            connection = self._connect()
+            connection = await self._connect()
             session = build_session(connection, state, self._count_call)
             sessions.push_async_callback(session.close)  # kopf closes it too, unless it is stopped while it starts
-            return kopf.AiohttpSession(server=connection.server, aiohttp_session=session)
+            return kopf.AiohttpSession(server=connection.endpoint.server, aiohttp_session=session)
 
         return login
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
-from quire_operator.objects import Key, Manifest
+from quire_kube.objects import Key, Manifest
 from quire_operator.watch.observed import Observed, WarningEvent
 from quire_operator.watch.pods import can_answer, is_ready
 from quire_operator.watch.store import Store, model_place

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
-from quire_operator.objects import Manifest, Ref
+from quire_kube.objects import Manifest, Ref
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from quire_contract import names
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 
 WHOLE_MANAGER: Final = f"{names.FIELD_MANAGER}-whole"
 """Who creates or puts a whole object. A name of its own, so that what it then owns is told from what we patch."""

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from quire_operator.objects import POD, Manifest
+from quire_kube.objects import Manifest
+from quire_operator.spec.kinds import POD
 from quire_operator.watch.ownership import brief_managed_fields
 
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"

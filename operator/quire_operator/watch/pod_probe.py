@@ -19,7 +19,7 @@ from quire_contract import names, paths, ports
 from quire_contract.metrics import NUM_REQUESTS_RUNNING, NUM_REQUESTS_WAITING
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Readiness
-from quire_operator.objects import Manifest, label_of
+from quire_kube.objects import Manifest, label_of
 from quire_operator.watch.pods import can_answer, is_ready
 
 logger = logging.getLogger(__name__)

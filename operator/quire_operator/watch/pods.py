@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 
 VOLUME_NOT_BOUND: Final = "VolumeNotBound"
 _SCHEDULER_TAIL: Final = re.compile(r"[.,]?\s*(no new claims to deallocate,\s*)?preemption:.*$", re.DOTALL)

@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from quire_contract import names
 from quire_contract.model_uri import ModelUriError, Scheme, parse_model_uri
-from quire_operator.objects import (
+from quire_kube.objects import Key, Kind, Manifest, Ref, annotation_of, label_of
+from quire_operator.spec.kinds import (
     EVENT,
     JOB,
     LLM_DEPLOYMENT,
@@ -19,12 +20,6 @@ from quire_operator.objects import (
     PERSISTENT_VOLUME_CLAIM,
     POD,
     WORKLOAD_KINDS,
-    Key,
-    Kind,
-    Manifest,
-    Ref,
-    annotation_of,
-    label_of,
     pod_templates_of,
     ref_of,
 )

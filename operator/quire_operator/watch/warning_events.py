@@ -8,9 +8,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
-from quire_operator.kube import Kube, KubeError
-from quire_operator.objects import EVENT, Manifest
-from quire_operator.times import parse_time
+from quire_kube.api import Kube, KubeError
+from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
+from quire_operator.spec.kinds import EVENT
 from quire_operator.watch.observed import Observed, WarningEvent
 
 logger = logging.getLogger(__name__)

@@ -11,17 +11,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import kopf
 from aiohttp.client_reqrep import ClientResponse
 from multidict import MultiMapping
 
+from quire_kube.connection import Connection, open_transport
 from quire_operator.watch.watch_state import Stream, WatchState
 
 CountCall = Callable[[str, str, int], None]
 """Told of each answer: verb, plural of the kind (or the path), HTTP status."""
 
 
-def build_session(connection: kopf.ConnectionInfo, state: WatchState, count_call: CountCall) -> aiohttp.ClientSession:
+def build_session(connection: Connection, state: WatchState, count_call: CountCall) -> aiohttp.ClientSession:
     """Open a session to the API server that reports to `state`. The caller closes it."""
 
     class Response(_ReportingResponse):
@@ -29,9 +29,9 @@ def build_session(connection: kopf.ConnectionInfo, state: WatchState, count_call
         _count_call = staticmethod(count_call)
 
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=connection.as_ssl_context()),
-        headers=connection.as_http_headers(),
-        proxy=connection.proxy_url,
+        connector=aiohttp.TCPConnector(limit=0, ssl=open_transport(connection.endpoint).ssl_context),
+        headers=connection.headers(),
+        proxy=connection.endpoint.proxy_url,
         response_class=Response,
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quire_operator.objects import Kind
+from quire_kube.objects import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -24,10 +24,7 @@ class Stream:
     @property
     def path(self) -> str:
         """Where the API server lists and watches it."""
-        root = f"/apis/{self.kind.api_version}" if self.kind.group else f"/api/{self.kind.api_version}"
-        return (
-            f"{root}/namespaces/{self.namespace}/{self.kind.plural}" if self.namespace else f"{root}/{self.kind.plural}"
-        )
+        return self.kind.path(self.namespace)
 
 
 @dataclass(slots=True)

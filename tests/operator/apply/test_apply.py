@@ -8,8 +8,7 @@ from fake_kube import FakeKube
 from store_objects import KEY, llm, make
 
 from quire_contract import names
-from quire_operator.apply.apply import Applied, Refusal, apply_actions, with_refusals
-from quire_operator.kube import (
+from quire_kube.api import (
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -19,7 +18,10 @@ from quire_operator.kube import (
     UnavailableError,
     UnreachableError,
 )
-from quire_operator.objects import (
+from quire_kube.objects import Kind, Manifest, Ref
+from quire_operator.apply.apply import Applied, Refusal, apply_actions, with_refusals
+from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.spec.kinds import (
     DEPLOYMENT,
     JOB,
     LEADER_WORKER_SET,
@@ -27,12 +29,8 @@ from quire_operator.objects import (
     POD,
     SERVICE,
     SERVICE_MONITOR,
-    Kind,
-    Manifest,
-    Ref,
     ref_of,
 )
-from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.watch.ownership import is_owned_whole
 from quire_operator.watch.packing import trim
 from quire_operator.watch.store import Store

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire_contract import names
-from quire_operator.objects import OPTIONAL_KINDS, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.drift import describe_drift, is_applied
+from quire_operator.spec.kinds import OPTIONAL_KINDS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DOCUMENTS: list[Manifest] = [

@@ -9,10 +9,10 @@ from plan_world import FACTS, GIB, NOW, World, manifest
 
 from quire_contract import model_facts, names
 from quire_contract.model_facts import encode_facts
-from quire_operator.objects import DEPLOYMENT, JOB, LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, ref_of
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Apply, Delete, SetReplicas
+from quire_operator.spec.kinds import DEPLOYMENT, JOB, LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, ref_of
 from quire_operator.spec.settings import parse_settings
-from quire_operator.times import format_time
 
 BAD: list[dict[str, Any]] = [
     {"scaling": {"mode": "HPA"}},

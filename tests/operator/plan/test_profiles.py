@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from plan_world import NOW, World, manifest
 
+from quire_kube.times import format_time
 from quire_operator.spec.settings import parse_settings
-from quire_operator.times import format_time
 
 
 def profile(memory: str = "8Gi", **fields: Any) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import pytest
 
 from quire_contract import metrics, names
 from quire_contract.model_facts import ModelFacts
-from quire_operator.objects import OPTIONAL_KINDS, OWNED_KINDS, Manifest, ref_of
+from quire_kube.objects import Manifest
 from quire_operator.plan.drift import is_applied
 from quire_operator.plan.hardware import Hardware, resolve_hardware
 from quire_operator.plan.resources.render import render_children, render_download_job, render_volume, template_revision
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import OPTIONAL_KINDS, OWNED_KINDS, ref_of
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 from quire_operator.spec.settings import Settings, parse_settings
 from quire_operator.spec.validation import load_documents

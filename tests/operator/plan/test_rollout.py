@@ -7,9 +7,9 @@ import pytest
 from plan_world import NOW, World, described, manifest
 
 from quire_contract import names
+from quire_kube.times import format_time
 from quire_operator.plan.actions import Annotate, Apply, SetReplicas
 from quire_operator.plan.rollout import is_rollout_complete
-from quire_operator.times import format_time
 
 REPLACE = {"strategy": "Replace", "waitForIdle": "60s"}
 

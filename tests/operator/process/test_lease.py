@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from virtual_time import now, run
 
-from quire_operator.kube import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
+from quire_kube.api import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
 from quire_operator.process.lease import (
     LOOKS_PER_DURATION,
     RENEWALS_PER_DURATION,

@@ -1,6 +1,7 @@
 """The whole process, `quire operator` as a user starts it, against an API server over HTTP."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -16,11 +17,12 @@ import pytest
 from fake_api_server import FakeApiServer
 
 from quire_contract import names
-from quire_operator.objects import JOB, LEASE, LLM_DEPLOYMENT, SERVICE
 from quire_operator.process.settings_file import SettingsFile
+from quire_operator.spec.kinds import JOB, LEASE, LLM_DEPLOYMENT, SERVICE
 from quire_operator.spec.settings import SettingsError
 
 LEASE_PATH = f"/apis/{LEASE.api_version}/namespaces/quire-system/leases/{names.OPERATOR_LEASE}"
+EXEC_API = "client.authentication.k8s.io/v1beta1"
 SERVICES = f"/api/v1/namespaces/ns/{SERVICE.plural}"
 
 
@@ -70,9 +72,11 @@ class Operator:
 
 
 @asynccontextmanager
-async def operator(server: FakeApiServer, tmp_path: Path, identity: str) -> AsyncIterator[Operator]:
+async def operator(
+    server: FakeApiServer, tmp_path: Path, identity: str, user: dict[str, Any] | None = None
+) -> AsyncIterator[Operator]:
     kubeconfig, log = tmp_path / "kubeconfig", tmp_path / f"{identity}.log"
-    server.write_kubeconfig(kubeconfig)
+    server.write_kubeconfig(kubeconfig, user)
     words = ["operator", "--identity", identity, "--lease-namespace", "quire-system", "--lease-duration", "15s"]
     words += ["--health-port", "0", "--metrics-port", "0"]
     with log.open("wb") as output:
@@ -140,6 +144,48 @@ def test_one_leads_and_the_other_takes_over_when_it_is_told_to_stop(tmp_path: Pa
             assert holder(server) == ""
 
     asyncio.run(scenario())
+
+
+def test_credentials_of_an_exec_plugin_are_asked_for_again_when_they_are_refused(tmp_path: Path) -> None:
+    """As EKS, GKE and AKS write kubeconfigs; client-go runs the plugin anew on 401 too."""
+    token, runs = tmp_path / "token", tmp_path / "runs"
+    answer = {"apiVersion": EXEC_API, "kind": "ExecCredential", "status": {"token": "TOKEN"}}
+    plugin = tmp_path / "get-token"
+    plugin.write_text(f"#!/bin/sh\necho >> {runs}\nsed s/TOKEN/$(cat {token})/ <<'END'\n{json.dumps(answer)}\nEND\n")
+    plugin.chmod(0o755)
+    user = {"exec": {"apiVersion": EXEC_API, "command": str(plugin), "args": None, "interactiveMode": "IfAvailable"}}
+
+    async def scenario() -> None:
+        server = FakeApiServer()
+        server.token = "first"
+        token.write_text("first")
+        async with server.running(), operator(server, tmp_path, "one", user) as running:
+            await running.until_role("leader")
+            num_runs = len(runs.read_text())
+            token.write_text("second")
+            server.token = "second"
+            server.expire_watches()
+            server.put(make_llm("a"))
+            await until(lambda: f"{SERVICES}/a" in server.objects)
+            assert len(runs.read_text()) > num_runs
+            assert await running.stop() == 0
+        assert holder(server) == ""
+
+    asyncio.run(scenario())
+
+
+def test_an_exec_plugin_that_fails_is_a_usage_error_with_its_words(tmp_path: Path) -> None:
+    plugin = tmp_path / "get-token"
+    plugin.write_text("#!/bin/sh\necho log in first >&2\nexit 3\n")
+    plugin.chmod(0o755)
+    server = FakeApiServer()
+    server.url = "http://127.0.0.1:9"
+    server.write_kubeconfig(tmp_path / "kubeconfig", {"exec": {"apiVersion": EXEC_API, "command": str(plugin)}})
+    ports = ("--health-port", "0", "--metrics-port", "0")
+    found = _run_operator(tmp_path, *ports, KUBECONFIG=str(tmp_path / "kubeconfig"))
+    assert found.returncode == 2
+    assert "log in first" in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_no_api_server_is_a_usage_error(tmp_path: Path) -> None:

@@ -10,20 +10,10 @@ from fake_kube import make_llm
 from operator_world import DECISIONS, WatchEvent, World, names_of, settled_world
 
 from quire_contract import names
-from quire_operator.kube import UnavailableError
-from quire_operator.objects import (
-    DEPLOYMENT,
-    EVENT,
-    JOB,
-    LLM_DEPLOYMENT,
-    OWNED_KINDS,
-    PERSISTENT_VOLUME_CLAIM,
-    POD,
-    Key,
-    Manifest,
-    Ref,
-)
+from quire_kube.api import UnavailableError
+from quire_kube.objects import Key, Manifest, Ref
 from quire_operator.process.reconcile import Reconciler
+from quire_operator.spec.kinds import DEPLOYMENT, EVENT, JOB, LLM_DEPLOYMENT, OWNED_KINDS, PERSISTENT_VOLUME_CLAIM, POD
 
 KEY = Key(namespace="default", name="smollm2")
 DEPLOYMENT_REF = Ref(kind=DEPLOYMENT, namespace="default", name="smollm2")

@@ -6,8 +6,9 @@ from fake_kube import make_llm
 from operator_world import World
 
 from quire_contract import names
-from quire_operator.objects import JOB, LLM_DEPLOYMENT, Key, Ref
-from quire_operator.times import format_time
+from quire_kube.objects import Key, Ref
+from quire_kube.times import format_time
+from quire_operator.spec.kinds import JOB, LLM_DEPLOYMENT
 
 KEY = Key(namespace="default", name="smollm2")
 LLM_REF = Ref(kind=LLM_DEPLOYMENT, namespace="default", name="smollm2")

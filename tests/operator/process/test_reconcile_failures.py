@@ -7,25 +7,9 @@ from fake_kube import make_llm
 from operator_world import World, names_of, settled_world
 
 from quire_contract import names
-from quire_operator.kube import (
-    ConflictError,
-    ForbiddenError,
-    InvalidError,
-    KubeError,
-    MistypedError,
-    UnavailableError,
-)
-from quire_operator.objects import (
-    DEPLOYMENT,
-    EVENT,
-    LLM_DEPLOYMENT,
-    POD,
-    SERVICE,
-    SERVICE_ACCOUNT,
-    SERVICE_MONITOR,
-    Key,
-    Ref,
-)
+from quire_kube.api import ConflictError, ForbiddenError, InvalidError, KubeError, MistypedError, UnavailableError
+from quire_kube.objects import Key, Ref
+from quire_operator.spec.kinds import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, SERVICE_MONITOR
 
 KEY = Key(namespace="default", name="smollm2")
 DEPLOYMENT_REF = Ref(kind=DEPLOYMENT, namespace="default", name="smollm2")

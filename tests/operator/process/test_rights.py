@@ -14,9 +14,11 @@ from operator_world import settled_world
 from store_objects import llm, make
 
 from quire_contract import names
+from quire_kube.api import InvalidError, KubeError
+from quire_kube.objects import Kind, Ref
 from quire_operator.apply.apply import apply_actions
-from quire_operator.kube import InvalidError, KubeError
-from quire_operator.objects import (
+from quire_operator.plan.actions import Action, Annotate, Apply, Delete, SetReplicas
+from quire_operator.spec.kinds import (
     EVENT,
     LEASE,
     LLM_DEPLOYMENT,
@@ -24,11 +26,8 @@ from quire_operator.objects import (
     POD,
     SHARED_KINDS,
     STORAGE_CLASS,
-    Kind,
-    Ref,
     ref_of,
 )
-from quire_operator.plan.actions import Action, Annotate, Apply, Delete, SetReplicas
 from quire_operator.watch.handlers import WATCHED_KINDS
 from quire_operator.watch.store import Store
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from quire_kube.times import format_time
 from quire_operator.status.cold_start import MAX_RECENT, derive_cold_start, measure_start
-from quire_operator.times import format_time
 
 BASE = 1_763_722_800  # 2025-11-21T11:00:00Z
 

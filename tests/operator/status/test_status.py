@@ -30,7 +30,7 @@ from status_objects import (
 
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Phase, Readiness
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.actions import Plan
 from quire_operator.status.conditions import CONDITION_TYPES, find_condition
 from quire_operator.status.status import MAX_COLUMN_LENGTH

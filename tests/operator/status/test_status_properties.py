@@ -27,7 +27,7 @@ from status_objects import (
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.names import LABEL_REVISION
 from quire_contract.phases import Phase, Readiness
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.status.transitions import MAX_EVENTS, build_events
 from quire_operator.watch.observed import Observed, WarningEvent

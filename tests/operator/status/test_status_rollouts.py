@@ -23,7 +23,7 @@ from status_objects import (
     unschedulable,
 )
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.actions import Verdict
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from quire_operator.objects import DEPLOYMENT, JOB, Manifest, Ref
+from quire_kube.objects import Manifest, Ref
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, SetReplicas, Verdict
+from quire_operator.spec.kinds import DEPLOYMENT, JOB
 from quire_operator.status.transitions import MAX_EVENTS, build_events
 
 NOW = 1_763_722_800.0

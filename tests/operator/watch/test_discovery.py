@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from quire_operator.kube import ForbiddenError, NotFoundError, UnavailableError
-from quire_operator.objects import (
+from quire_kube.api import ForbiddenError, NotFoundError, UnavailableError
+from quire_kube.objects import Kind
+from quire_operator.spec.kinds import (
     LEADER_WORKER_SET,
     LLM_DEPLOYMENT,
     OPTIONAL_KINDS,
     PROMETHEUS_RULE,
     SCALED_OBJECT,
     SERVICE_MONITOR,
-    Kind,
 )
 from quire_operator.watch.discovery import discover, parse_version, read_storage_classes, served_kinds
 

@@ -7,22 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import kopf
 import pytest
 from fake_api_server import CORE_KINDS, FakeApiServer
 
 from quire_contract import names
-from quire_operator.objects import (
-    LLM_DEPLOYMENT,
-    PERSISTENT_VOLUME_CLAIM,
-    POD,
-    SERVICE,
-    SERVICE_MONITOR,
-    Key,
-    Kind,
-    Ref,
-)
+from quire_kube.connection import Connection, Endpoint
+from quire_kube.objects import Key, Kind, Ref
 from quire_operator.process.lease import MIN_STOP_S
+from quire_operator.spec.kinds import LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, SERVICE_MONITOR
 from quire_operator.watch import handlers
 from quire_operator.watch.handlers import (
     KOPF_GRACE_S,
@@ -67,13 +59,16 @@ class World:
         feed = StoreFeed(store=self.store, on_pod=lambda kind, pod: self.pods.append((kind, pod["metadata"]["name"])))
         self.watches = Watches(
             feed,
-            lambda: kopf.ConnectionInfo(server=server.url),
+            self.connect,
             lambda verb, kind, code: self.calls.append((verb, kind, code)),
             namespaces,
         )
 
     def has(self, kind: Kind, name: str) -> bool:
         return self.store.get(ref(kind, name)) is not None
+
+    async def connect(self) -> Connection:
+        return Connection(endpoint=Endpoint(server=self.server.url))
 
     def lose_signals(self) -> None:
         self.num_signals_lost += 1

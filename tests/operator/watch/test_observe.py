@@ -10,9 +10,10 @@ from store_objects import CLAIM, JOB_NAME, KEY, SHARED_LABELS, llm, make
 from quire_contract import names
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Phase, Readiness
-from quire_operator.kube import ForbiddenError
-from quire_operator.objects import EVENT, JOB, PERSISTENT_VOLUME_CLAIM, POD, Manifest
-from quire_operator.times import parse_time
+from quire_kube.api import ForbiddenError
+from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
+from quire_operator.spec.kinds import EVENT, JOB, PERSISTENT_VOLUME_CLAIM, POD
 from quire_operator.watch.observe import (
     PodAnswers,
     observe,

@@ -11,7 +11,7 @@ from aiohttp import web
 from quire_contract import names, paths
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Phase, Readiness
-from quire_operator.objects import POD
+from quire_operator.spec.kinds import POD
 from quire_operator.watch.pod_probe import PodProbe, ProbeLoop, is_to_be_asked, parse_load
 
 SERVER_LABELS = {names.LABEL_COMPONENT: names.COMPONENT_SERVER, names.LABEL_DEPLOYMENT: "a"}

@@ -6,7 +6,8 @@ import pytest
 from store_objects import CLAIM, JOB_NAME, KEY, SHARED_LABELS, llm, make
 
 from quire_contract import names
-from quire_operator.objects import (
+from quire_kube.objects import Key, Kind, Ref
+from quire_operator.spec.kinds import (
     DEPLOYMENT,
     JOB,
     LEADER_WORKER_SET,
@@ -14,9 +15,6 @@ from quire_operator.objects import (
     PERSISTENT_VOLUME_CLAIM,
     POD,
     SERVICE,
-    Key,
-    Kind,
-    Ref,
 )
 from quire_operator.watch.packing import trim
 from quire_operator.watch.store import Store, model_place

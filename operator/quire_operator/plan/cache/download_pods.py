@@ -12,11 +12,11 @@ from quire_contract import model_facts, names
 from quire_contract.model_facts import ModelFacts, decode_facts
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import format_bytes
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
 from quire_operator.plan.actions import Verdict
 from quire_operator.plan.cache.volumes import Shortage
 from quire_operator.spec.llm_deployment import LLMDeployment
-from quire_operator.times import parse_time
 from quire_operator.watch.observed import Observed
 from quire_operator.watch.pods import is_ending, unschedulable_condition
 

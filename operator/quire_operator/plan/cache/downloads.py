@@ -24,7 +24,8 @@ from quire_contract.names import (
     model_digest,
 )
 from quire_contract.units import format_bytes
-from quire_operator.objects import JOB, Manifest, Ref, annotation_of
+from quire_kube.objects import Manifest, Ref, annotation_of
+from quire_kube.times import parse_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
 from quire_operator.plan.cache.download_pods import (
     DownloadFailure,
@@ -41,9 +42,9 @@ from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.download_job import render_download_job
 from quire_operator.plan.resources.volume import access_modes_of
 from quire_operator.plan.rollout import earliest
+from quire_operator.spec.kinds import JOB
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
-from quire_operator.times import parse_time
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
 from quire_operator.watch.pods import condition_of, is_ending

@@ -15,8 +15,9 @@ from quire_contract.names import (
     MANAGED_BY,
     cache_pvc_name,
 )
-from quire_operator.objects import JOB, PERSISTENT_VOLUME_CLAIM, Kind, Manifest, Ref, annotation_of, label_of
+from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.plan.actions import Action, Delete
+from quire_operator.spec.kinds import JOB, PERSISTENT_VOLUME_CLAIM
 from quire_operator.watch.pods import is_ending
 
 

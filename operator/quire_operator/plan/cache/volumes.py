@@ -13,9 +13,10 @@ from typing import Final
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_contract.names import ANNOTATION_GROWN_FOR, ANNOTATION_RETAIN, cache_pvc_name
 from quire_contract.units import UnitError, format_bytes, parse_quantity
-from quire_operator.objects import PERSISTENT_VOLUME_CLAIM, Manifest, Ref, annotation_of
+from quire_kube.objects import Manifest, Ref, annotation_of
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
 from quire_operator.plan.resources.volume import render_volume
+from quire_operator.spec.kinds import PERSISTENT_VOLUME_CLAIM
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire_contract import names
-from quire_operator.objects import Kind, Manifest
+from quire_kube.objects import Kind, Manifest
 from quire_operator.plan.resources.render_input import RenderInput
 
 

@@ -3,10 +3,11 @@
 from typing import Final
 
 from quire_contract import names
-from quire_operator.objects import DEPLOYMENT, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.resources.child import build_child, whole_seconds
 from quire_operator.plan.resources.pod import build_pod_template
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import DEPLOYMENT
 
 PULL_BUDGET_S: Final = 600
 """For scheduling a pod and pulling its image, before the load budget begins."""

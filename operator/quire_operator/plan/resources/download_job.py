@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import Scheme, parse_model_uri
-from quire_operator.objects import JOB, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import digest, with_applied_hash
 from quire_operator.plan.resources.merge import merge_strategically
 from quire_operator.plan.resources.pod import TMP, pull_secrets
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
 from quire_operator.plan.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
+from quire_operator.spec.kinds import JOB
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 

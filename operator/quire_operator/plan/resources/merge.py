@@ -9,7 +9,7 @@ Knows nothing of what a pod is for. Never changes its arguments.
 
 from typing import Any, Final
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.spec.llm_deployment import SpecError
 
 MERGE_KEYS: Final[dict[str, tuple[str, ...]]] = {

@@ -5,10 +5,11 @@ pods of one replica that spans several talk to one another, and find one another
 """
 
 from quire_contract import names, ports
-from quire_operator.objects import NETWORK_POLICY, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import build_child
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import NETWORK_POLICY
 
 _DNS_PORT = 53
 

@@ -1,9 +1,10 @@
 """How many serving pods a drain of nodes may take at once."""
 
 from quire_contract import names
-from quire_operator.objects import POD_DISRUPTION_BUDGET, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.resources.child import build_child
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import POD_DISRUPTION_BUDGET
 
 
 def build_pod_disruption_budget(given: RenderInput) -> Manifest:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.units import parse_quantity
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import whole_seconds
 from quire_operator.plan.resources.merge import merge_strategically

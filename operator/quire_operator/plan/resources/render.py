@@ -3,7 +3,7 @@
 Pure: the same input gives the same documents. Each file beside this one builds one kind; this one says which there are.
 """
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import with_applied_hash
 from quire_operator.plan.resources.deployment import build_deployment

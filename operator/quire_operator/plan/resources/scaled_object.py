@@ -7,9 +7,10 @@ start does not cascade. Within bounds: an HPA takes no period above 1800 s and n
 from typing import Final
 
 from quire_contract import names, paths, ports
-from quire_operator.objects import SCALED_OBJECT, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.resources.child import build_child, whole_seconds
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import SCALED_OBJECT
 
 _POLLING_INTERVAL_S: Final = 5
 _MAX_PERIOD_S: Final = 1800

@@ -6,7 +6,7 @@ another one (OpenShift) may do so, because nothing of ours depends on the id.
 
 from typing import Final
 
-from quire_operator.objects import Manifest
+from quire_kube.objects import Manifest
 
 USER_ID: Final = 65532
 

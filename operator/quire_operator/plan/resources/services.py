@@ -4,10 +4,11 @@
 """
 
 from quire_contract import names, ports
-from quire_operator.objects import SERVICE, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import build_child
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.spec.kinds import SERVICE
 
 HTTP_PORT_NAME = "http"
 LABEL_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"

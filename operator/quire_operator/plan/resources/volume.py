@@ -6,8 +6,9 @@ Knows not how large it should be, nor when it goes: the plan says so.
 from collections.abc import Sequence
 
 from quire_contract import names
-from quire_operator.objects import PERSISTENT_VOLUME_CLAIM, Manifest
+from quire_kube.objects import Manifest
 from quire_operator.plan.resources.child import with_applied_hash
+from quire_operator.spec.kinds import PERSISTENT_VOLUME_CLAIM
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 

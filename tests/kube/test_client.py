@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from quire_operator.kube import (
+from quire_kube.api import (
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -24,24 +23,18 @@ from quire_operator.kube import (
     UnreachableError,
     error_from,
 )
-from quire_operator.kube_client import KubeClient, path_of
-from quire_operator.objects import DEPLOYMENT, LEASE, LLM_DEPLOYMENT, POD, SERVICE, STORAGE_CLASS, Ref
+from quire_kube.client import KubeClient, path_of
+from quire_kube.connection import Connection, Endpoint
+from quire_kube.objects import Ref
+from quire_operator.spec.kinds import DEPLOYMENT, LEASE, LLM_DEPLOYMENT, POD, SERVICE, STORAGE_CLASS, ref_of
 
 REF = Ref(kind=SERVICE, namespace="default", name="a")
 MANIFEST = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "default"}, "spec": {}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlainConnection:
-    server: str
-    token: str = "secret"
-    proxy_url: str | None = None
-
-    def as_ssl_context(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
-
-    def as_http_headers(self) -> Mapping[str, str]:
-        return {"Authorization": f"Bearer {self.token}"}
+def connection(server: str, token: str = "secret", lasts_s: float = 300.0) -> Connection:
+    endpoint = Endpoint(server=server.rstrip("/"))
+    return Connection(endpoint=endpoint, authorization=f"Bearer {token}", lasts_s=lasts_s)
 
 
 @dataclass
@@ -74,10 +67,10 @@ def talk(
         async with TestServer(app) as running:
             url = str(running.make_url("/"))
 
-            def connect() -> PlainConnection:
-                return PlainConnection(server=url, token=tokens.pop(0) if tokens else "secret")
+            async def connect() -> Connection:
+                return connection(url, tokens.pop(0) if tokens else "secret")
 
-            async with KubeClient(connect, lambda *call: calls.append(call)) as kube:
+            async with KubeClient(connect, ref_of, lambda *call: calls.append(call)) as kube:
                 return await ask(kube)
 
     return asyncio.run(main()), calls
@@ -182,8 +175,10 @@ def test_nobody_there() -> None:
     calls: list[int] = []
 
     async def main() -> None:
-        connection = PlainConnection(server="http://127.0.0.1:9")
-        async with KubeClient(lambda: connection, lambda verb, kind, code: calls.append(code)) as kube:
+        async def connect() -> Connection:
+            return connection("http://127.0.0.1:9")
+
+        async with KubeClient(connect, ref_of, lambda verb, kind, code: calls.append(code)) as kube:
             await kube.get(REF)
 
     with pytest.raises(UnreachableError, match=r"get Service default/a: no answer from http://127\.0\.0\.1:9"):

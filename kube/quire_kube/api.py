@@ -1,6 +1,6 @@
-"""What the operator asks of the Kubernetes API, and the errors it can answer with.
+"""What is asked of the Kubernetes API, and the errors it can answer with.
 
-A Protocol, so that decisions are tested without a server; `kube_client.py` speaks HTTP. Knows no HTTP library, no cache
+A Protocol, so that decisions are tested without a server; `client.py` speaks HTTP. Knows no HTTP library, no cache
 and no decision. Whoever catches a `KubeError` may tell by its type what to do: every one but `InvalidError`,
 `ForbiddenError` and `NamespaceTerminatingError` goes away by trying again.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from quire_contract import names
-from quire_operator.objects import Kind, Manifest, Ref
+from quire_kube.objects import Kind, Manifest, Ref
 
 Manifests = list[Manifest]
 

@@ -1,31 +1,10 @@
-"""The kinds of Kubernetes objects that the operator deals in, references to them, and where they hold what.
-
-Pure data. An object itself is a `Manifest`: plain JSON as the API server speaks it, never changed in place.
-"""
+"""The kinds of Kubernetes objects that the operator deals in, by name, and where they hold pod templates. Pure data."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from quire_contract import names
-
-Manifest = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Kind:
-    """One kind, as discovery names it."""
-
-    api_version: str
-    kind: str
-    plural: str
-    is_namespaced: bool = True
-
-    @property
-    def group(self) -> str:
-        """The API group; empty for the core API."""
-        return self.api_version.rpartition("/")[0]
-
+from quire_kube.objects import Kind, Manifest, Ref
 
 LLM_DEPLOYMENT: Final = Kind(api_version=names.GROUP_VERSION, kind=names.KIND, plural=names.PLURAL)
 POD: Final = Kind(api_version="v1", kind="Pod", plural="pods")
@@ -83,29 +62,6 @@ _BY_NAME: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Key:
-    """One LLMDeployment: what the work queue holds."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Ref:
-    """One object."""
-
-    kind: Kind
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind.kind} {self.name}"
-
-
 def ref_of(manifest: Manifest) -> Ref:
     """Return what an object is called. Its kind must be one of those above."""
     metadata = manifest["metadata"]
@@ -121,13 +77,3 @@ def pod_templates_of(workload: Manifest) -> Iterator[tuple[tuple[str, ...], Mani
             found = (found or {}).get(key)
         if found is not None:
             yield path, found
-
-
-def annotation_of(manifest: Manifest, name: str) -> str | None:
-    value: str | None = (manifest["metadata"].get("annotations") or {}).get(name)
-    return value
-
-
-def label_of(manifest: Manifest, name: str) -> str | None:
-    value: str | None = (manifest["metadata"].get("labels") or {}).get(name)
-    return value
