@@ -3,11 +3,14 @@
 import json
 import mmap
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from quire_server.shared.errors import CheckpointError
+
+_COMPARED_BYTES = 1 << 20
 
 
 class RowOrder(NamedTuple):
@@ -39,6 +42,16 @@ class StoredTensor:
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
+
+
+def holds_same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Return whether two tensors are the same, byte for byte."""
+    if any(getattr(one, name) != getattr(other, name) for name in ("encoding", "shape", "row_order", "value_offset")):
+        return False
+    return all(
+        one.mapping[one.offset + start : one.offset + stop] == other.mapping[other.offset + start : other.offset + stop]
+        for start, stop in pairwise([*range(0, one.num_bytes, _COMPARED_BYTES), one.num_bytes])
+    )
 
 
 def map_file(path: Path) -> mmap.mmap:
