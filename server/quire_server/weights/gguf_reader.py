@@ -26,8 +26,11 @@ class BlockType(NamedTuple):
     num_bytes: int
 
 
+F32 = 0
+"""ggml's number."""
+
 BLOCK_TYPES = {
-    0: BlockType("F32", 1, 4),
+    F32: BlockType("F32", 1, 4),
     1: BlockType("F16", 1, 2),
     2: BlockType("Q4_0", 32, 18),
     3: BlockType("Q4_1", 32, 20),

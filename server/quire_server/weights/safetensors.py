@@ -48,6 +48,10 @@ class SafetensorsCheckpoint:
     def tensor_names(self) -> Collection[str]:
         return self._tensors.keys()
 
+    @property
+    def unknown_metadata(self) -> tuple[str, ...]:
+        return ()
+
     def stored(self, name: str) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:
