@@ -175,6 +175,7 @@ def build_generation_config(file: GgufFile) -> dict[str, Any]:
         "top_k": metadata.get("general.sampling.top_k"),
         "top_p": metadata.get("general.sampling.top_p"),
         "min_p": metadata.get("general.sampling.min_p"),
+        "repetition_penalty": metadata.get("general.sampling.penalty_repeat"),
     }
     generation_config: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if ends:
