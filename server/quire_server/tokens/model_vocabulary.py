@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.stored import read_json
@@ -26,13 +27,16 @@ def known_end_tokens(declared: Iterable[object], vocab_size: int | None) -> tupl
     """Return the end tokens that are tokens of the model, each once, in their order. None: its size is not known."""
     known: dict[int, None] = {}
     for token_id in declared:
-        is_id = isinstance(token_id, int) and not isinstance(token_id, bool)
-        if is_id and token_id >= 0 and (vocab_size is None or token_id < vocab_size):
+        if _is_token_id(token_id) and (vocab_size is None or token_id < vocab_size):
             known[token_id] = None
         else:
             ids = "no token id" if vocab_size is None else f"none of the model's token ids, 0 to {vocab_size - 1}"
             log.warning("The end token %s is %s: no answer ends by it", json.dumps(token_id, default=str), ids)
     return tuple(known)
+
+
+def _is_token_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def check_vocabulary(num_tokens: int, always_added: Sequence[int], vocab_size: int | None) -> None:

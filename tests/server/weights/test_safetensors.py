@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.safetensors import SafetensorsCheckpoint, read_header
+from quire_server.weights.stored import holds_same
 from quire_server.weights.tensors import read_tensor
 
 TENSORS = {
@@ -204,3 +205,17 @@ def test_a_changed_order_of_keys_does_not_matter(directory: Path, monkeypatch: p
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
     stored = read_header(file)
     assert torch.equal(read_tensor(stored["a.weight"]), TENSORS["a.weight"])
+
+
+@pytest.mark.parametrize("num_elements", [0, 1, 7, 8, 9, 64])
+def test_the_same_bytes_are_the_same_tensor(tmp_path: Path, num_elements: int) -> None:
+    one = torch.arange(num_elements, dtype=torch.uint8)
+    save_file({"one": one, "copy": one.clone(), "wide": one.view(1, -1).clone()}, tmp_path / "m.safetensors")
+    stored = read_header(tmp_path / "m.safetensors")
+    assert holds_same(stored["one"], stored["copy"])
+    assert not holds_same(stored["one"], stored["wide"])
+    for index in range(num_elements):
+        other = one.clone()
+        other[index] += 1
+        save_file({"other": other}, tmp_path / "o.safetensors")
+        assert not holds_same(stored["one"], read_header(tmp_path / "o.safetensors")["other"])
