@@ -11,7 +11,7 @@ import torch
 
 from quire_server.engine.step import SchedulerOutput, StepHandle
 from quire_server.models.differences import find_differences
-from quire_server.runner.memory import KVCachePlan, agree_on_kv_cache
+from quire_server.runner.kv_cache_plan import KVCachePlan, agree_on_kv_cache
 from quire_server.runner.worker import OnProgress, Stopwatch, Worker, plan_worker, start_worker
 from quire_server.shared.config import EngineConfig
 from quire_server.shared.errors import ConfigError
