@@ -1,7 +1,8 @@
 """Kernels on this CPU: ours, torch's own and oneDNN's prepacked form in turn, beside a plain read of the same bytes.
 
 A case is one thing that is measured; `linear_cases` shows how to add more. Its providers alternate in every round, in
-random order, so that neither a busy neighbour nor a warm cache favours one of them.
+random order, so that neither a busy neighbour nor a warm cache favours one of them. A peer that cannot run on this CPU
+is left out with a word: what only it needs is therefore made in its first call.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,8 +64,7 @@ def linear_cases(num_tokens: Sequence[int]) -> list[Case]:
     """All linear layers of one SmolLM2-135M step, bfloat16, at several numbers of tokens."""
     weights = [torch.randn(shape).to(torch.bfloat16) * 0.04 for shape in SMOLLM2_LINEARS]
     ours = [pack_weight(weight) for weight in weights]
-    prepacked = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
-    pointwise = torch.ops.mkldnn._linear_pointwise
+    prepacked: list[torch.Tensor] = []
     num_bytes = sum(weight.numel() * weight.element_size() for weight in weights)
     read = plain_read(num_bytes)
 
@@ -80,8 +81,10 @@ def linear_cases(num_tokens: Sequence[int]) -> list[Case]:
                 torch.nn.functional.linear(x, weight)
 
         def run_onednn() -> None:
+            if not prepacked:
+                prepacked.extend(torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights)
             for x, weight in zip(inputs, prepacked, strict=True):
-                pointwise(x, weight, None, "none", [], "")
+                torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
         return Case(
             what="linears",
@@ -245,7 +248,8 @@ def sampling_cases(num_rows: int, vocab_size: int) -> list[Case]:
 def huge_pages(num_elements: int) -> torch.Tensor:
     """Return an int16 tensor in huge pages, as the server's KV cache is."""
     memory = mmap.mmap(-1, 2 * num_elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without transparent huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.int16)
 
 
@@ -276,11 +280,10 @@ def build_cases(group: str, num_tokens: Sequence[int]) -> Iterator[Case]:
 
 def measure(case: Case, *, seconds: float) -> list[Row]:
     """Run the providers of a case in turn for about so long; at least five rounds."""
+    case = replace(case, providers=dict(able_providers(case)))
     name_to_times: dict[str, list[float]] = {name: [] for name in case.providers}
     order = random.Random(0)
     stop = time.perf_counter() + seconds
-    for run in case.providers.values():
-        run()
     while time.perf_counter() < stop or len(name_to_times[READ]) < 5:
         for name in order.sample(sorted(case.providers), len(case.providers)):
             started = time.perf_counter()
@@ -289,6 +292,19 @@ def measure(case: Case, *, seconds: float) -> list[Row]:
     rows = [row(case.what, name, "ms", times, **case.parameters) for name, times in name_to_times.items()]
     limit = next(r.p50 for r in rows if r.provider == READ)
     return [replace(r, limit_share=limit / r.p50) for r in rows]
+
+
+def able_providers(case: Case) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Call each provider once, which warms it up; yield those that can run here. Only peers may be unable to."""
+    for name, run in case.providers.items():
+        try:
+            run()
+        except (AttributeError, RuntimeError) as error:  # a torch without the operator, a CPU without instructions
+            if name in (READ, OURS):
+                raise
+            print(f"{case.what:12} {name} cannot run here and is left out: {str(error).splitlines()[0]}")
+        else:
+            yield name, run
 
 
 def show(case: Case, rows: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quire_contract.memory.dtypes import dtype_bytes
 from quire_contract.memory.fit import FitError, FitRequest, ModelShape, check_fit, device_memory, stage_layers
-from quire_contract.memory.model_shape import LayerWeights, WeightShare
+from quire_contract.memory.model_shape import LayerShares, WeightShare
 from quire_server.models.footprint import shape_of_config
 
 TINY: dict[str, Any] = {
@@ -189,7 +189,7 @@ class TestParallel:
         shape = _shape({"num_hidden_layers": 4})
         (dense,) = shape.layer_weights
         wide = (WeightShare(num_elements=10**6), WeightShare(num_bytes=10**5))
-        kinds = (LayerWeights(layers=(0,), shares=dense.shares), LayerWeights(layers=(1, 2, 3), shares=wide))
+        kinds = (LayerShares(layers=(0,), shares=dense.shares), LayerShares(layers=(1, 2, 3), shares=wide))
         shape = replace(shape, layer_weights=kinds)
         request = _request(shape=shape, pipeline_parallel_size=2)
         assert device_memory(request, 1).weights_bytes == 2 * 2 * 10**6 + 2 * 10**5 + 2 * TABLE + 4 * 64

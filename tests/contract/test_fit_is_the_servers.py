@@ -22,7 +22,7 @@ from quire_contract.model_facts import decode_facts, encode_facts
 from quire_server.download.facts import read_facts
 from quire_server.engine.request import EngineRequest
 from quire_server.engine_process.startup import StartedEngine, start_engine
-from quire_server.models import memory
+from quire_server.models import free_memory
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.loader import load_model
 from quire_server.models.modules.rope_table import RopeTable, RopeTables
@@ -117,7 +117,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def give_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let the machine have so much memory."""
-    return lambda num_bytes: monkeypatch.setattr(memory, "available_memory_bytes", lambda: num_bytes)
+    return lambda num_bytes: monkeypatch.setattr(free_memory, "available_memory_bytes", lambda: num_bytes)
 
 
 def held_tensors(root: object) -> dict[int, torch.Tensor]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from quire_contract.memory.kv_cache import KVCacheGroup
-from quire_contract.memory.model_shape import LayerWeights, ModelShape, WeightShare
+from quire_contract.memory.model_shape import LayerShares, ModelShape, WeightShare
 from quire_contract.model_facts import MAX_FACTS_BYTES, ModelFacts, decode_facts, encode_facts
 from quire_server.models.footprint import shape_of_config
 
@@ -42,8 +42,8 @@ def deepseek_v3() -> ModelShape:
     return replace(
         shape_of_config(LLAMA_405B),
         layer_weights=(
-            LayerWeights(layers=tuple(range(3)), shares=(share,) * 5),
-            LayerWeights(layers=tuple(range(3, 61)), shares=(share,) * 6),
+            LayerShares(layers=tuple(range(3)), shares=(share,) * 5),
+            LayerShares(layers=tuple(range(3, 61)), shares=(share,) * 6),
         ),
         kv_groups=(KVCacheGroup(kind="latent", layers=tuple(range(61)), num_kv_heads=1, key_dim=576, value_dim=0),),
     )
@@ -63,7 +63,7 @@ def test_a_model_whose_every_layer_differs_in_windows_and_weights_in_turn() -> N
     even, odd = tuple(range(0, 126, 2)), tuple(range(1, 126, 2))
     shape = replace(
         base,
-        layer_weights=(LayerWeights(layers=even, shares=kind.shares), LayerWeights(layers=odd, shares=kind.shares[:1])),
+        layer_weights=(LayerShares(layers=even, shares=kind.shares), LayerShares(layers=odd, shares=kind.shares[:1])),
         kv_groups=(replace(group, layers=even, kind="window", window=4096), replace(group, layers=odd)),
     )
     assert len(encode_facts(facts(shape))) < MAX_FACTS_BYTES // 2

@@ -13,7 +13,7 @@ import msgspec
 from quire_contract.memory.dtypes import FitError
 from quire_contract.memory.kv_cache import KVCacheGroup
 
-__all__ = ["FitError", "LayerWeights", "ModelShape", "WeightShare"]
+__all__ = ["FitError", "LayerShares", "ModelShape", "WeightShare"]
 
 
 class WeightShare(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -39,7 +39,7 @@ class WeightShare(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         )
 
 
-class LayerWeights(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class LayerShares(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Layers with the same weights."""
 
     layers: tuple[int, ...]
@@ -62,7 +62,7 @@ class ModelShape:
     twice, or all outputs of the feed-forward's first projection and what is made of them."""
     num_parameters: int
     """As they are stored; tied ones once."""
-    layer_weights: tuple[LayerWeights, ...]
+    layer_weights: tuple[LayerShares, ...]
     first_weights: tuple[WeightShare, ...]
     """Before the layers: embeddings."""
     last_weights: tuple[WeightShare, ...]

@@ -100,7 +100,8 @@ class Serving:
         tokenizer = await asyncio.to_thread(
             load_tokenizer, path, config.model.tokenizer, chat_template=config.model.chat_template
         )
-        defaults = read_generation_defaults(path) if config.model.generation_config == "auto" else {}
+        is_auto = config.model.generation_config == "auto"
+        defaults = await asyncio.to_thread(read_generation_defaults, path) if is_auto else {}
         if defaults:
             log.info("Sampling defaults from the model's generation_config.json: %s", dict(defaults))
         self._frontend.set_model(tokenizer, defaults)

@@ -13,7 +13,7 @@ from quire_server.engine.border.messages import EngineProgress, EngineReady
 from quire_server.engine.core import EngineCore, EngineCoreConfig
 from quire_server.engine.step import NewRequestData, Runner, ScheduledRequest, SchedulerOutput
 from quire_server.runner.executor import ExecutorInfo, start_executor
-from quire_server.runner.memory import KVCachePlan
+from quire_server.runner.kv_cache_plan import KVCachePlan
 from quire_server.runner.worker import OnProgress, Stopwatch
 from quire_server.shared.config import EngineConfig, SchedulerConfig
 from quire_server.shared.sampling_params import SamplingParams

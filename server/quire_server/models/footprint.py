@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quire_contract.memory.model_shape import FitError, LayerWeights, ModelShape, WeightShare
+from quire_contract.memory.model_shape import FitError, LayerShares, ModelShape, WeightShare
 from quire_server.models.planning.kv_cache_spec import build_kv_cache_groups
 from quire_server.models.planning.parts import StoredLookup, TensorPlan, nothing_stored
 from quire_server.models.planning.plan import ModelPlan
@@ -73,13 +73,13 @@ def build_model_shape(plan: ModelPlan) -> ModelShape:
     )
 
 
-def _layer_weights(plan: ModelPlan) -> tuple[LayerWeights, ...]:
+def _layer_weights(plan: ModelPlan) -> tuple[LayerShares, ...]:
     """Return the weights of each kind of layer, in the order of their first ones."""
     shares_to_layers: dict[tuple[WeightShare, ...], list[int]] = {}
     for index, layer in enumerate(plan.layers):
         shares = _shares(tensor for part in layer.parts() for tensor in part.tensors())
         shares_to_layers.setdefault(shares, []).append(index)
-    return tuple(LayerWeights(layers=tuple(layers), shares=shares) for shares, layers in shares_to_layers.items())
+    return tuple(LayerShares(layers=tuple(layers), shares=shares) for shares, layers in shares_to_layers.items())
 
 
 def _shares(tensors: Iterable[TensorPlan]) -> tuple[WeightShare, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from quire_server.models import memory
+from quire_server.models import free_memory
 from quire_server.models.decoder import DecoderModel, DecoderParts
 from quire_server.models.modules.builder import Ends, ModelBuilder
 from quire_server.models.modules.layers import DecoderLayer
@@ -79,7 +79,7 @@ def load_plan(
     tensors = [tensor for group in groups for tensor in group]
     check_divides(tensors, share)
     need_bytes = sum(loaded_bytes(tensor, dtype.itemsize, share) for tensor in tensors)
-    memory.check_fits(need_bytes, memory.free_bytes(device), device)
+    free_memory.check_fits(need_bytes, free_memory.free_bytes(device), device)
     builder = ModelBuilder(plan, reader, share)
     ends, layers = _build(builder, stage, stored_bytes, on_progress)
     parts = DecoderParts(

@@ -56,4 +56,7 @@ def plan_model(config: Mapping[str, Any], stored: StoredLookup = nothing_stored)
     def find(name: str) -> StoredTensor | None:
         return next(filter(None, map(stored, spellings(name, weights.aliases))), None)
 
-    return build_plan(family.build_spec(config), weights, select_method_for(config), find)
+    knows_files = stored is not nothing_stored
+    return build_plan(
+        family.build_spec(config), weights, select_method_for(config), find if knows_files else nothing_stored
+    )

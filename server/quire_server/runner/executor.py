@@ -4,15 +4,19 @@ Owns how a step reaches them and how their results become one, on which sizes th
 all of them (`ExecutorInfo`). Does not know what is in a step.
 """
 
+import logging
 from dataclasses import dataclass
 
 import torch
 
 from quire_server.engine.step import SchedulerOutput, StepHandle
-from quire_server.runner.memory import KVCachePlan, agree_on_kv_cache
+from quire_server.models.differences import find_differences
+from quire_server.runner.kv_cache_plan import KVCachePlan, agree_on_kv_cache
 from quire_server.runner.worker import OnProgress, Stopwatch, Worker, plan_worker, start_worker
 from quire_server.shared.config import EngineConfig
 from quire_server.shared.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,8 @@ def start_executor(config: EngineConfig, *, on_progress: OnProgress, stopwatch: 
             hint="Set --tensor-parallel-size and --pipeline-parallel-size to 1.",
         )
     plans = [plan_worker(config, rank) for rank in range(num_workers)]
+    for difference in find_differences(plans[0].model, plans[0].checkpoint):
+        logger.warning("%s", difference)
     agreed = agree_on_kv_cache([plan.kv_cache for plan in plans])
     (worker,) = (
         start_worker(plan, kv_cache, on_progress=on_progress, stopwatch=stopwatch)

@@ -18,15 +18,15 @@ from quire_contract.phases import Phase
 from quire_server.engine.border.messages import EngineProgress
 from quire_server.models.decoder import DecoderModel
 from quire_server.models.footprint import shape_of_plan
+from quire_server.models.free_memory import free_bytes
 from quire_server.models.loader import load_plan, resolve_dtype
-from quire_server.models.memory import free_bytes
 from quire_server.models.planning.plan import ModelPlan
 from quire_server.models.planning.sharding import ModelShare
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
 from quire_server.runner.device import choose_device, use_device
 from quire_server.runner.kv_cache import KVCacheStorage
-from quire_server.runner.memory import KVCachePlan, log_plan, plan_kv_cache
+from quire_server.runner.kv_cache_plan import KVCachePlan, log_plan, plan_kv_cache
 from quire_server.runner.model_runner import ModelRunner, RunnerConfig
 from quire_server.shared.config import EngineConfig
 from quire_server.shared.host_limits import usable_cpu_count

@@ -19,6 +19,7 @@ from quire_server.tokens.backends import (
     build_byte_level,
     merges_from_scores,
 )
+from quire_server.tokens.model_vocabulary import known_end_tokens
 from quire_server.tokens.pre_tokenizers import splits_for
 from quire_server.weights.gguf_reader import read_gguf
 
@@ -144,7 +145,7 @@ def _eos_token_ids(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> tupl
     to_id = vocabulary.to_id
     known = [to_id[token] for token in _END_OF_TURN_TOKENS if token in to_id]
     controls = [token_id for token_id in known if vocabulary.types[token_id] in (_CONTROL, _USER_DEFINED)]
-    return tuple(dict.fromkeys([token_id for token_id in declared if token_id is not None] + controls))
+    return known_end_tokens([each for each in declared if each is not None] + controls, len(vocabulary.tokens))
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from quire_server.shared.errors import InvalidRequestError
 from quire_server.tokens.backends import TokenizerParts
 from quire_server.tokens.chat_template import compile_chat_template
 from quire_server.tokens.detokenizer import BytesTextSource, TextSource, WindowTextSource
+from quire_server.tokens.model_vocabulary import check_vocabulary, known_end_tokens, read_model_vocab_size
 from quire_server.tokens.token_bytes import build_token_bytes
 from quire_server.tokens.tokenizer_files import read_eos_token_ids, read_tokenizer_parts
 
@@ -25,7 +26,9 @@ TOOL_TEMPLATE = "tool_use"
 class Tokenizer:
     """One model's tokenizer."""
 
-    def __init__(self, parts: TokenizerParts, extra_eos_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, parts: TokenizerParts, extra_eos_token_ids: Sequence[object] = (), model_vocab_size: int | None = None
+    ) -> None:
         self._backend = parts.backend
         self._special_tokens = parts.special_tokens
         self._templates = parts.chat_templates
@@ -35,7 +38,7 @@ class Tokenizer:
         self._size = max(parts.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         eos = self.token_id(self.eos_token) if self.eos_token is not None else None
         own = [] if eos is None else [eos]
-        self.eos_token_ids = tuple(dict.fromkeys([*own, *parts.eos_token_ids, *extra_eos_token_ids]))
+        self.eos_token_ids = known_end_tokens([*own, *parts.eos_token_ids, *extra_eos_token_ids], model_vocab_size)
         """Any of these ends an answer: the tokenizer's own first, then what the model's generation config adds."""
 
     @property
@@ -148,12 +151,15 @@ def load_tokenizer(path: Path, tokenizer_path: Path | None = None, *, chat_templ
     `chat_template` is Jinja source that replaces the model's own.
 
     Raises:
-        CheckpointError: a file is missing or cannot be read; the message names it.
+        CheckpointError: a file is missing or cannot be read, and the message names it; or the tokenizer is not the
+            model's.
     """
     parts = read_tokenizer_parts(tokenizer_path or path)
     if chat_template is not None:
         parts = parts.with_chat_template(chat_template)
-    tokenizer = Tokenizer(parts, read_eos_token_ids(path))
+    vocab_size = read_model_vocab_size(path)
+    tokenizer = Tokenizer(parts, read_eos_token_ids(path), vocab_size)
+    check_vocabulary(tokenizer.vocab_size, tokenizer.encode(""), vocab_size)
     if tokenizer.chat_template is not None:
         try:
             compile_chat_template(tokenizer.chat_template)  # now, not at the first request

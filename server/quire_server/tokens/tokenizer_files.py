@@ -28,7 +28,7 @@ def read_tokenizer_parts(path: Path) -> TokenizerParts:
     Raises:
         CheckpointError: there is none, or it cannot be read; the message names the file.
     """
-    gguf = _gguf_file(path)
+    gguf = gguf_file(path)
     if gguf is not None:
         return read_gguf_tokenizer(gguf)
     config = _read_tokenizer_config(path)
@@ -45,8 +45,11 @@ def read_tokenizer_parts(path: Path) -> TokenizerParts:
     )
 
 
-def read_eos_token_ids(path: Path) -> tuple[int, ...]:
-    """Return the ends of an answer that a model directory's generation config names (or its config, without one)."""
+def read_eos_token_ids(path: Path) -> tuple[object, ...]:
+    """Return the ends of an answer that a model directory's generation config names (or its config, without one).
+
+    Whatever stands there: whether they are tokens of the model is `model_vocabulary`'s to say.
+    """
     for name in ("generation_config.json", "config.json"):
         if (path / name).is_file():
             value = read_json(path / name).get("eos_token_id")
@@ -66,7 +69,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _gguf_file(path: Path) -> Path | None:
+def gguf_file(path: Path) -> Path | None:
+    """Return the .gguf file that is, or is all of, the model at a path; None: it has files of its own kind."""
     if path.suffix == ".gguf" and path.is_file():
         return path
     if (path / "config.json").is_file() or (path / "tokenizer.json").is_file():

@@ -43,6 +43,11 @@ class Checkpoint(Protocol):
     @property
     def tensor_names(self) -> Collection[str]: ...
 
+    @property
+    def unknown_metadata(self) -> tuple[str, ...]:
+        """Keys that the file has beside those from which `config` is made, and that may mean something."""
+        ...
+
     def stored(self, name: str) -> StoredTensor:
         """Return where a tensor lies. Raises CheckpointError naming file and tensor."""
         ...

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.gguf_config import build_config, build_generation_config
-from quire_server.weights.gguf_names import GgufArchitecture, find_architecture, hf_name
+from quire_server.weights.gguf_metadata import check_metadata
+from quire_server.weights.gguf_names import GgufArchitecture, find_architecture, hf_name, is_table
 from quire_server.weights.gguf_reader import BLOCK_TYPES, GgufFile, GgufTensorInfo, read_gguf, tensor_bytes
 from quire_server.weights.stored import StoredTensor
 
@@ -33,7 +34,7 @@ class GgufCheckpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        return build_config(self._main, self._architecture)
+        return build_config(self._parts, self._architecture)
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
@@ -43,6 +44,10 @@ class GgufCheckpoint:
     def default_dtype(self) -> str:
         # Blocks have no dtype of their own; bfloat16 holds every model's range.
         return "bfloat16"
+
+    @property
+    def unknown_metadata(self) -> tuple[str, ...]:
+        return check_metadata(self._main, self.config)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -76,9 +81,9 @@ class GgufCheckpoint:
         entries = {}
         for file in self._parts:
             for info in file.tensors.values():
-                names = hf_name(self._architecture, info.name)
-                if names is not None:
-                    entries[names[0]] = _Entry(file, info, names[1])
+                if not is_table(info.name):
+                    name, module = hf_name(self._architecture, info.name)
+                    entries[name] = _Entry(file, info, module)
         return entries
 
     @cached_property

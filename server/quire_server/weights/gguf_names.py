@@ -39,6 +39,7 @@ _GPT_NEOX = {
     "ffn_up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
     "ffn_down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
 }
+_TABLES = frozenset({"rope_freqs", "attn_rot_embd"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +94,21 @@ def find_architecture(name: str, source: object) -> GgufArchitecture:
     return ARCHITECTURES[name]
 
 
-def hf_name(architecture: GgufArchitecture, name: str) -> tuple[str, str] | None:
-    """Return Hugging Face's name for a GGUF tensor, and its module in GGUF's words; None if it is no weight of ours."""
+def is_table(name: str) -> bool:
+    """Return whether a tensor is of rotary positions, which the config tells: no weight."""
+    return name.removesuffix(".weight").rpartition(".")[2] in _TABLES
+
+
+def hf_name(architecture: GgufArchitecture, name: str) -> tuple[str, str]:
+    """Return Hugging Face's name for a GGUF tensor, and its module in GGUF's words.
+
+    One that the architecture does not have keeps its name, so that it can be said that nothing reads it.
+    """
     stem, _, suffix = name.rpartition(".")
     layer = ""
     if stem.startswith("blk."):
         layer, _, stem = stem.removeprefix("blk.").partition(".")
     module = architecture.modules.get(stem)
     if module is None or suffix not in ("weight", "bias") or ("{}" in module) != bool(layer):
-        return None
+        return name, ""
     return f"{module.format(layer)}.{suffix}", stem

@@ -26,8 +26,11 @@ class BlockType(NamedTuple):
     num_bytes: int
 
 
+F32 = 0
+"""ggml's number."""
+
 BLOCK_TYPES = {
-    0: BlockType("F32", 1, 4),
+    F32: BlockType("F32", 1, 4),
     1: BlockType("F16", 1, 2),
     2: BlockType("Q4_0", 32, 18),
     3: BlockType("Q4_1", 32, 20),
@@ -40,6 +43,13 @@ BLOCK_TYPES = {
     30: BlockType("BF16", 1, 2),
 }
 """The types that are read, by ggml's number."""
+
+_OTHER_TYPES = {
+    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
+}  # fmt: skip
+"""The types that ggml has beside these: refused by their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +189,11 @@ def tensor_bytes(file: GgufFile, info: GgufTensorInfo) -> int:
     block = BLOCK_TYPES.get(info.type_id)
     if block is None:
         known = ", ".join(block.name for block in BLOCK_TYPES.values())
-        raise CheckpointError(f"{where} is of ggml type {info.type_id}, which is not supported ({known} are).")
+        name = _OTHER_TYPES.get(info.type_id, f"ggml's number {info.type_id}")
+        raise CheckpointError(
+            f"{where} is of type {name}, which is not supported ({known} are).",
+            hint="Choose the model's file of another quantisation, such as Q4_K_M or Q8_0.",
+        )
     if info.shape and info.shape[-1] % block.num_elements:
         raise CheckpointError(f"{where}: rows of {info.shape[-1]} are not whole {block.name} blocks.")
     num_bytes = info.num_elements // block.num_elements * block.num_bytes

@@ -6,7 +6,7 @@ named. Format: https://github.com/huggingface/safetensors#format
 
 import json
 import mmap
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.stored import StoredTensor, map_file, read_json
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 _DTYPE_BYTES = {
@@ -48,6 +49,10 @@ class SafetensorsCheckpoint:
     def tensor_names(self) -> Collection[str]:
         return self._tensors.keys()
 
+    @property
+    def unknown_metadata(self) -> tuple[str, ...]:
+        return ()
+
     def stored(self, name: str) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:
@@ -56,44 +61,64 @@ class SafetensorsCheckpoint:
 
     @cached_property
     def _tensors(self) -> dict[str, StoredTensor]:
-        tensors: dict[str, StoredTensor] = {}
-        for file in weight_files(self.source):
-            tensors |= read_header(file)
+        tensors = read_tensors(self.source)
         if not tensors:
             raise CheckpointError(f"{self.source}: its safetensors files hold no tensors.")
         return tensors
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files that hold the weights.
+def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Return where the tensors of a model directory lie. Raises CheckpointError.
 
-    The index decides where there is one. Otherwise every file at the top, but for `consolidated*`: the same weights in
-    Mistral's or Meta's own layout. Raises CheckpointError.
+    `model.safetensors` is all of it, as in `transformers`. Without it an index says which tensors there are; where they
+    lie it may be wrong about. Without an index every file counts.
     """
-    index = directory / INDEX
+    single, index = directory / SINGLE, directory / INDEX
+    if single.is_file():
+        return read_header(single)
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index}: has no weight_map.")
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-        for file in files:
-            if not file.is_file():
-                raise CheckpointError(f"{file}: is missing, though {INDEX} names it.", hint="Download it again.")
+        return _read_indexed(index)
+    return _read_all(_weight_files(directory))
+
+
+def _read_indexed(index: Path) -> dict[str, StoredTensor]:
+    """Read the files that an index names, and look for what they lack in those that it does not."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: has no weight_map from names of tensors to names of files.")
+    named = [index.with_name(name) for name in sorted(set(weight_map.values()))]
+    missing = [file for file in named if not file.is_file()]
+    tensors = _read_all(file for file in named if file.is_file())
+    if weight_map.keys() <= tensors.keys():
+        return tensors
+    others = (file for file in _safetensors_in(index.parent) if file not in named)
+    tensors = {name: each for name, each in _read_all(others).items() if name in weight_map} | tensors
+    if missing and not weight_map.keys() <= tensors.keys():
+        raise CheckpointError(f"{missing[0]}: is missing, though {INDEX} names it.", hint="Download it again.")
+    return tensors
+
+
+def _read_all(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    return {name: tensor for file in files for name, tensor in read_header(file).items()}
+
+
+def _safetensors_in(directory: Path) -> list[Path]:
+    """Return the files at the top, but for `consolidated*`: the same weights in Mistral's or Meta's own layout."""
+    return sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("consolidated"))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Return all files that hold weights. Raises CheckpointError where there are none."""
+    files = _safetensors_in(directory)
+    if files:
         return files
-    files = sorted(file for file in directory.glob("*.safetensors") if not file.name.startswith("consolidated"))
-    if (directory / "model.safetensors") in files:
-        return [directory / "model.safetensors"]
-    if not files:
-        pickled = next(
-            iter(sorted([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")])), None
+    pickled = min((file for kind in ("bin", "pt", "pth") for file in directory.glob(f"*.{kind}")), default=None)
+    if pickled is not None:
+        raise CheckpointError(
+            f"{pickled}: pickled weights are not loaded, because loading them can run any code.",
+            hint="Convert the checkpoint to safetensors.",
         )
-        if pickled is not None:
-            raise CheckpointError(
-                f"{pickled}: pickled weights are not loaded, because loading them can run any code.",
-                hint="Convert the checkpoint to safetensors.",
-            )
-        raise CheckpointError(f"{directory}: holds no .safetensors files.")
-    return files
+    raise CheckpointError(f"{directory}: holds no .safetensors files.")
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

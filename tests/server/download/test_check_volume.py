@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quire_contract.memory.model_shape import LayerWeights
+from quire_contract.memory.model_shape import LayerShares
 from quire_contract.model_facts import encode_facts
 from quire_contract.model_uri import parse_model_uri
 from quire_server.download import facts as facts_module
@@ -151,7 +151,7 @@ def test_a_model_of_too_many_kinds_says_so(tmp_path: Path, support, monkeypatch:
     shape = check(tmp_path, "m").shape
     assert shape is not None
     shares = shape.layer_weights[0].shares
-    kinds = tuple(LayerWeights(layers=(layer,), shares=shares) for layer in range(200))
+    kinds = tuple(LayerShares(layers=(layer,), shares=shares) for layer in range(200))
     group = replace(shape.kv_groups[0], layers=tuple(range(200)))
     monkeypatch.setattr(
         facts_module, "read_model_shape", lambda _: replace(shape, layer_weights=kinds, kv_groups=(group,))

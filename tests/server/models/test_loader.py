@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-from quire_server.models import memory
+from quire_server.models import free_memory
 from quire_server.models.loader import load_model, resolve_dtype
 from quire_server.models.modules.attention import build_alibi_slopes
 from quire_server.models.registry import FAMILIES, find_family
@@ -96,17 +96,17 @@ def test_a_size_that_is_none_is_refused_before_a_tensor_is_looked_at(tiny: Any) 
 
 def test_weights_that_do_not_fit_are_refused_with_the_arithmetic(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     need_bytes = 4 * sum(parameter.numel() for parameter in tiny.reference.parameters())
-    monkeypatch.setattr(memory, "free_bytes", lambda device: need_bytes - 1)
+    monkeypatch.setattr(free_memory, "free_bytes", lambda device: need_bytes - 1)
     with pytest.raises(OutOfMemoryError, match=r"need .* KiB; .* KiB are free on cpu") as caught:
         tiny.load()
     assert caught.value.termination.need_bytes == need_bytes
     assert caught.value.termination.have_bytes == need_bytes - 1
-    monkeypatch.setattr(memory, "free_bytes", lambda device: need_bytes)
+    monkeypatch.setattr(free_memory, "free_bytes", lambda device: need_bytes)
     assert tiny.load().num_parameter_bytes == need_bytes
 
 
 def test_free_memory_is_known() -> None:
-    assert memory.free_bytes(CPU) > 0
+    assert free_memory.free_bytes(CPU) > 0
 
 
 def test_progress_rises_to_one_and_threads_are_given_back(tiny: Any) -> None:

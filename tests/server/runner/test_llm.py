@@ -202,6 +202,16 @@ def test_without_parameters_the_models_own_are_used(llama_checkpoint: Path, tmp_
     assert result.outputs[0].token_ids == llm.generate(PROMPT, greedy, use_tqdm=False)[0].outputs[0].token_ids
 
 
+def test_a_models_own_faults_are_none_of_its_requests(
+    llama_checkpoint: Path, tmp_path: Path, answer: list[int]
+) -> None:
+    path = tmp_path / "with_faults"
+    shutil.copytree(llama_checkpoint, path)
+    (path / "generation_config.json").write_text('{"temperature": "x", "top_p": 2, "eos_token_id": [100000, -1]}')
+    (result,) = LLM(str(path), dtype="float32", num_threads=1).generate(PROMPT, GREEDY, use_tqdm=False)
+    assert result.outputs[0].token_ids == answer
+
+
 @pytest.mark.parametrize("max_model_len", [1, 2, 5])
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_the_shortest_contexts(llama_checkpoint: Path, max_model_len: int, block_size: int) -> None:

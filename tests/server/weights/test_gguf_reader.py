@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quire_server.shared.errors import CheckpointError
-from quire_server.weights.gguf_reader import GgufTensorInfo, read_gguf, tensor_bytes
+from quire_server.weights.gguf_reader import BLOCK_TYPES, GgufTensorInfo, read_gguf, tensor_bytes
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"type_id": 16}, r"tensor a\.weight is of ggml type 16, which is not supported \(F32, .*Q6_K"),
+        ({"type_id": 99}, r"tensor a\.weight is of type ggml's number 99, which is not supported \(F32, .*Q6_K"),
         ({"type_id": 8, "shape": (3, 40)}, r"rows of 40 are not whole Q8_0 blocks"),
     ],
 )
@@ -112,3 +112,11 @@ def test_an_unreadable_tensor_is_named(file: Path, fields: dict[str, Any], messa
     info = GgufTensorInfo(**({"name": "a.weight", "shape": (3, 4), "offset": 0} | fields))
     with pytest.raises(CheckpointError, match=message):
         tensor_bytes(read_gguf(file), info)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in gguf.GGMLQuantizationType if kind not in BLOCK_TYPES])
+def test_every_other_type_of_ggml_is_refused_by_its_name(file: Path, kind: gguf.GGMLQuantizationType) -> None:
+    info = GgufTensorInfo(name="a.weight", shape=(3, 256), offset=0, type_id=int(kind))
+    with pytest.raises(CheckpointError, match=rf"a\.weight is of type {kind.name}, which is not supported") as caught:
+        tensor_bytes(read_gguf(file), info)
+    assert "Q4_K_M" in (caught.value.termination.hint or "")

@@ -2,15 +2,18 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.safetensors import SafetensorsCheckpoint, read_header
+from quire_server.weights.stored import holds_same
 from quire_server.weights.tensors import read_tensor
 
 TENSORS = {
@@ -72,16 +75,64 @@ def test_which_files_hold_the_weights(directory: Path, files: list[str], expecte
     assert sorted(SafetensorsCheckpoint(directory).tensor_names) == expected
 
 
-def test_the_index_decides(directory: Path) -> None:
-    index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"x": "part.safetensors"}}))
+@pytest.fixture
+def index(directory: Path) -> Callable[[dict[str, Any]], None]:
+    """Write an index over a directory without a single file."""
+    (directory / "model.safetensors").unlink()
+    return lambda content: (directory / "model.safetensors.index.json").write_text(json.dumps(content)) and None
+
+
+def names_in(directory: Path) -> set[str]:
+    return set(SafetensorsCheckpoint(directory).tensor_names)
+
+
+def test_the_index_decides(directory: Path, index: Callable[[dict[str, Any]], None]) -> None:
+    index({"weight_map": {"x": "part.safetensors"}})
+    save_file({"y": torch.zeros(1)}, directory / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"part\.safetensors: is missing"):
-        _ = SafetensorsCheckpoint(directory).tensor_names
+        names_in(directory)
     save_file({"x": torch.zeros(1)}, directory / "part.safetensors")
-    assert set(SafetensorsCheckpoint(directory).tensor_names) == {"x"}
-    index.write_text("{}")
-    with pytest.raises(CheckpointError, match="no weight_map"):
-        _ = SafetensorsCheckpoint(directory).tensor_names
+    assert names_in(directory) == {"x"}
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": []}, {"weight_map": {"x": 5, "y": "part.safetensors"}}])
+def test_an_index_that_is_none_is_named(
+    directory: Path, index: Callable[[dict[str, Any]], None], content: dict[str, Any]
+) -> None:
+    index(content)
+    with pytest.raises(CheckpointError, match=r"index\.json: has no weight_map"):
+        names_in(directory)
+
+
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        pytest.param({"x": "b.safetensors", "y": "a.safetensors"}, id="exchanged"),
+        pytest.param({"x": "a.safetensors", "y": "a.safetensors"}, id="all-in-one"),
+        pytest.param({"x": "part-1.safetensors", "y": "part-2.safetensors"}, id="files-renamed"),
+        pytest.param({"x": "a.safetensors", "y": "part-2.safetensors"}, id="one-renamed"),
+    ],
+)
+def test_an_index_may_be_wrong_about_where_a_tensor_lies(
+    directory: Path, index: Callable[[dict[str, Any]], None], weight_map: dict[str, str]
+) -> None:
+    index({"weight_map": weight_map})
+    for name, file in (("x", "a"), ("y", "b"), ("adapter", "c")):
+        save_file({name: torch.zeros(1)}, directory / f"{file}.safetensors")
+    assert names_in(directory) == {"x", "y"}
+
+
+def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
+    """As in `transformers`, which loads such a directory."""
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, dtype="float32"
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "part.safetensors"}}')
+    expected = LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    assert set(checkpoint.tensor_names) == set(expected)
+    assert all(torch.equal(read_tensor(checkpoint.stored(name)), tensor) for name, tensor in expected.items())
 
 
 def test_pickled_weights_are_refused(directory: Path) -> None:
@@ -154,3 +205,17 @@ def test_a_changed_order_of_keys_does_not_matter(directory: Path, monkeypatch: p
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
     stored = read_header(file)
     assert torch.equal(read_tensor(stored["a.weight"]), TENSORS["a.weight"])
+
+
+@pytest.mark.parametrize("num_elements", [0, 1, 7, 8, 9, 64])
+def test_the_same_bytes_are_the_same_tensor(tmp_path: Path, num_elements: int) -> None:
+    one = torch.arange(num_elements, dtype=torch.uint8)
+    save_file({"one": one, "copy": one.clone(), "wide": one.view(1, -1).clone()}, tmp_path / "m.safetensors")
+    stored = read_header(tmp_path / "m.safetensors")
+    assert holds_same(stored["one"], stored["copy"])
+    assert not holds_same(stored["one"], stored["wide"])
+    for index in range(num_elements):
+        other = one.clone()
+        other[index] += 1
+        save_file({"other": other}, tmp_path / "o.safetensors")
+        assert not holds_same(stored["one"], read_header(tmp_path / "o.safetensors")["other"])

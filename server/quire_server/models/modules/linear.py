@@ -62,10 +62,10 @@ class TensorReader(Protocol):
 
 def load_linear(plan: LinearPlan, share: ModelShare, reader: TensorReader) -> Linear:
     """Load a rank's share of a linear layer: in one product where its modules are stored alike."""
-    methods = [module.method for module in plan.modules]
-    if any(method != methods[0] for method in methods):
+    kinds = {(module.method, module.has_bias) for module in plan.modules}
+    if len(kinds) > 1:
         return StackedLinear([load_linear(each, share, reader) for each in plan.by_module()])
-    return LOADERS[type(methods[0])](plan, share, reader)
+    return LOADERS[type(plan.modules[0].method)](plan, share, reader)
 
 
 def take(
@@ -113,7 +113,7 @@ class UnquantizedLinear:
 
 
 class StackedLinear:
-    """Modules that are stored in different ways: each multiplies by itself."""
+    """Modules that are stored in different ways, or have no bias all of them: each multiplies by itself."""
 
     __slots__ = ("_linears",)
 

@@ -25,7 +25,7 @@ class UnquantizedMethod:
         layout, segments = module.layout, plan.segments(module)
         shape = layout.stored_shape(plan.inputs.size)
         yield TensorPlan(name=f"{module.name}.weight", shape=shape, segments=segments)
-        if plan.has_bias:
+        if module.has_bias:
             of_outputs = segments if plan.shard_dim == 0 else ()
             yield TensorPlan(name=f"{module.name}.bias", shape=(layout.out_features,), segments=of_outputs)
 

@@ -118,6 +118,7 @@ class ModulePlan:
     name: str
     layout: ModuleLayout
     method: LinearMethod
+    has_bias: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,6 @@ class LinearPlan:
     modules: tuple[ModulePlan, ...]
     inputs: Segment
     shard_dim: Literal[0, 1] | None
-    has_bias: bool = False
 
     def tensors(self) -> Iterator[TensorPlan]:
         for module in self.modules:
@@ -182,6 +182,13 @@ class Planner:
     method_for: MethodFor
     stored: StoredLookup
     layer: int | None = None
+    num_layers: int = 0
+    """Of the model."""
+
+    @property
+    def knows_files(self) -> bool:
+        """Whether `stored` can tell that a tensor is not there."""
+        return self.stored is not nothing_stored
 
     def name(self, name: str) -> str:
         return name if self.layer is None else name.format(layer=self.layer)
@@ -200,12 +207,29 @@ class Planner:
     def linear(
         self, weights: LinearWeights, *, outputs: tuple[Segment, ...], inputs: Segment, has_bias: bool = False
     ) -> LinearPlan:
-        named = weights if self.layer is None else weights.at(self.layer)
+        """Plan a linear layer. `has_bias` is the config's word, which what is stored overrules."""
+        layouts = module_layouts(weights if self.layer is None else weights.at(self.layer), outputs)
         modules = tuple(
-            ModulePlan(name=name, layout=layout, method=self.method_for(name, self.stored))
-            for name, layout in zip(named.modules, module_layouts(named, outputs), strict=True)
+            self._module(name, layout, has_bias) for name, layout in zip(weights.modules, layouts, strict=True)
         )
-        return LinearPlan(modules=modules, inputs=inputs, shard_dim=weights.shard_dim, has_bias=has_bias)
+        return LinearPlan(modules=modules, inputs=inputs, shard_dim=weights.shard_dim)
+
+    def _module(self, module: str, layout: ModuleLayout, has_bias: bool) -> ModulePlan:
+        name = self.name(module)
+        method = self.method_for(name, self.stored)
+        return ModulePlan(name=name, layout=layout, method=method, has_bias=self._has_bias(module, has_bias))
+
+    def _has_bias(self, module: str, is_promised: bool) -> bool:
+        """Return whether a module has a bias: if one is stored, whatever the config says.
+
+        One that the config promises, and that other layers store, is missing here: planned, so that it will be named.
+        """
+        if not self.knows_files:
+            return is_promised
+        if self.stored(f"{self.name(module)}.bias") is not None:
+            return True
+        others = (replace(self, layer=layer).name(module) for layer in range(self.num_layers))
+        return is_promised and any(self.stored(f"{other}.bias") is not None for other in others)
 
     def table(self, module: str, *, num_rows: int, row_size: int, is_split: bool) -> TablePlan:
         """Raises UnsupportedModelError for a table that is stored in a way whose rows cannot be looked up."""

@@ -1,10 +1,11 @@
-"""Every tensor that a model needs, with its shape and its size in memory, known before any is read. Pure.
+"""Every tensor that a model needs, with its shape and its size in memory, known before any is read.
 
 The loader checks the whole plan against the checkpoint first, so that a wrong file fails in milliseconds and not after
 minutes; whoever counts memory sums `ModelPlan.tensors()`. Knows no kind of layer: each plans itself (`kinds/`).
+Pure, but for a tied head that is stored too: whether it is the embedding once more, its bytes say.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from quire_server.models.planning.parts import (
 )
 from quire_server.models.planning.spec import DecoderSpec, KindPlan, LayerSpec, NormPlacement
 from quire_server.models.planning.weight_map import LayerWeights, WeightMap
+from quire_server.weights.stored import StoredTensor, holds_same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,19 +96,19 @@ def build_plan(
     spec: DecoderSpec, weights: WeightMap, method_for: MethodFor, stored: StoredLookup = nothing_stored
 ) -> ModelPlan:
     """Plan a model. Raises UnsupportedModelError where a module is stored in a way that is not known."""
-    planner = Planner(hidden_size=spec.hidden_size, method_for=method_for, stored=stored)
+    planner = Planner(hidden_size=spec.hidden_size, method_for=method_for, stored=stored, num_layers=spec.num_layers)
     embedded = Segment(name="embedding features", num_units=spec.embedding_size)
-    vocabulary = Segment(name="vocabulary entries", num_units=spec.vocab_size)
     is_projected, positions = spec.embedding_size != spec.hidden_size, spec.learned_positions
+    token_embedding = planner.table(
+        weights.token_embedding,
+        num_rows=spec.vocab_size,
+        row_size=spec.embedding_size,
+        is_split=weights.lm_head.shard_dim == 0,
+    )
     return ModelPlan(
         spec=spec,
         weights=weights,
-        token_embedding=planner.table(
-            weights.token_embedding,
-            num_rows=spec.vocab_size,
-            row_size=spec.embedding_size,
-            is_split=weights.lm_head.shard_dim == 0,
-        ),
+        token_embedding=token_embedding,
         position_embedding=None
         if positions is None or weights.position_embedding is None
         else planner.table(
@@ -126,10 +128,36 @@ def build_plan(
         project_out=planner.linear(weights.project_out, outputs=(embedded,), inputs=planner.hidden())
         if is_projected and weights.project_out is not None
         else None,
-        lm_head=None
-        if spec.tie_word_embeddings
-        else planner.linear(weights.lm_head, outputs=(vocabulary,), inputs=embedded, has_bias=spec.has_lm_head_bias),
+        lm_head=_plan_head(spec, weights, planner, token_embedding),
     )
+
+
+def _plan_head(
+    spec: DecoderSpec, weights: WeightMap, planner: Planner, token_embedding: TablePlan
+) -> LinearPlan | None:
+    """Return the output layer; None: the token embedding is used again.
+
+    What is stored overrules the config, as in `transformers`: a head that differs from the embedding is a head of its
+    own. Where the config promises one that nobody stores, the embedding stands in, as in vLLM.
+    """
+    head = planner.linear(
+        weights.lm_head,
+        outputs=(Segment(name="vocabulary entries", num_units=spec.vocab_size),),
+        inputs=Segment(name="embedding features", num_units=spec.embedding_size),
+        has_bias=spec.has_lm_head_bias,
+    )
+    if not planner.knows_files:
+        return None if spec.tie_word_embeddings else head
+    stored = [planner.stored(tensor.name) for tensor in head.tensors()]
+    if not any(stored):
+        return None
+    embedded = [planner.stored(tensor.name) for tensor in token_embedding.tensors()]
+    return None if spec.tie_word_embeddings and _are_copies(stored, embedded) else head
+
+
+def _are_copies(heads: Sequence[StoredTensor | None], tables: Sequence[StoredTensor | None]) -> bool:
+    pairs = zip(heads, tables, strict=False)
+    return len(heads) == len(tables) and all(a is not None and b is not None and holds_same(a, b) for a, b in pairs)
 
 
 def _plan_layer(spec: LayerSpec, weights: LayerWeights, planner: Planner) -> LayerPlan:

@@ -65,7 +65,7 @@ def shard_module(plan: LinearPlan, module: ModulePlan, share: ModelShare) -> Mod
     return ModuleShard(
         outputs=module.layout.stored_ranges(units),
         inputs=inputs,
-        has_bias=plan.has_bias and (plan.shard_dim != 1 or share.rank == 0),
+        has_bias=module.has_bias and (plan.shard_dim != 1 or share.rank == 0),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from quire_contract.memory.model_shape import ModelShape
 from quire_server.models.footprint import shape_of_config
-from quire_server.runner.memory import KVCachePlan, agree_on_kv_cache, log_plan, plan_kv_cache
+from quire_server.runner.kv_cache_plan import KVCachePlan, agree_on_kv_cache, log_plan, plan_kv_cache
 from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from quire_server.shared.errors import ConfigError, OutOfMemoryError
 
