@@ -251,13 +251,13 @@ async def test_bad_messages(world, check_error, messages, param):
 async def test_context_overflow_has_the_wording_that_clients_search_for(world, check_error):
     num_prompt_tokens = len(world.tokenizer.encode("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"))
     response = await world.chat(max_completion_tokens=1000)
-    message = check_error(response, 400, param="messages", code="context_length_exceeded")
+    message = check_error(response, 400, param="messages", reason="context_length_exceeded")
     assert message.startswith(
         f"This model's maximum context length is 256 tokens. However, you requested {num_prompt_tokens + 1000} tokens "
         f"({num_prompt_tokens} in the messages, 1000 in the completion)."
     )
     response = await world.chat(messages=[{"role": "user", "content": "x" * 300}], stream=True)
-    check_error(response, 400, param="messages", code="context_length_exceeded")
+    check_error(response, 400, param="messages", reason="context_length_exceeded")
 
 
 async def test_an_answer_without_limit_may_fill_the_context(world):
@@ -292,6 +292,6 @@ async def test_stop_strings_end_the_answer_and_the_engine_request(world):
 
 async def test_engine_error_on_one_request_is_a_500(world, check_error, parse_events):
     world.engine.answer("x", finish=FinishReason.ERROR, error=encode_error(InternalError("The logits are NaN.")))
-    assert check_error(await world.chat(), 500, code="internal_error") == "The logits are NaN."
+    assert check_error(await world.chat(), 500, reason="internal_error") == "The logits are NaN."
     *_, last = parse_events((await world.chat(stream=True)).text)
     assert last["error"]["message"] == "The logits are NaN."

@@ -206,12 +206,12 @@ async def test_echo_with_neither_tokens_nor_logprobs_is_the_prompt(world, prompt
 async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error):
     response = await world.complete(prompt=[1] * (MAX_MODEL_LEN + 1), logprobs=1, echo=True, max_tokens=0)
     assert "257 in the prompt, 0 in the completion" in check_error(
-        response, 400, param="prompt", code="context_length_exceeded"
+        response, 400, param="prompt", reason="context_length_exceeded"
     )
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "param", "code"),
+    ("error", "status", "param", "reason"),
     [
         (InvalidRequestError("No.", "logit_bias"), 400, "logit_bias", None),
         (ContextLengthError("Too long.", "prompt"), 400, "prompt", "context_length_exceeded"),
@@ -220,14 +220,14 @@ async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error)
     ],
 )
 async def test_a_refusal_inside_the_engine_keeps_its_status(
-    world, check_error, parse_events, error, status, param, code
+    world, check_error, parse_events, error, status, param, reason
 ):
     world.engine.script = lambda request: [RequestOutput.failed(request.request_id, error)]
     response = await world.complete()
-    assert check_error(response, status, param=param, code=code) == str(error)
+    assert check_error(response, status, param=param, reason=reason) == str(error)
     assert response.headers.get("retry-after") == ("7" if status == 429 else None)
     *_, last = parse_events((await world.complete(stream=True)).text)
-    assert (last["error"]["message"], last["error"]["code"]) == (str(error), code)
+    assert (last["error"]["message"], last["error"]["code"], last["error"]["reason"]) == (str(error), status, reason)
 
 
 async def test_prompt_logprobs_per_choice(world):
@@ -250,10 +250,10 @@ async def test_token_ids_are_returned_where_asked_for(world, parse_events):
 
 async def test_context_overflow(world, check_error):
     message = check_error(
-        await world.complete(prompt=[1] * 250, max_tokens=7), 400, param="prompt", code="context_length_exceeded"
+        await world.complete(prompt=[1] * 250, max_tokens=7), 400, param="prompt", reason="context_length_exceeded"
     )
     assert "257 tokens (250 in the prompt, 7 in the completion)" in message
-    check_error(await world.complete(prompt=[1] * 256), 400, param="prompt", code="context_length_exceeded")
+    check_error(await world.complete(prompt=[1] * 256), 400, param="prompt", reason="context_length_exceeded")
     world.engine.answer("x")
     assert (await world.complete(prompt=[1] * 250, max_tokens=6)).status_code == 200
     assert (await world.complete(prompt=[1] * 250)).status_code == 200
@@ -269,7 +269,7 @@ async def test_one_refused_prompt_ends_the_others(build_world, check_error, stre
     held = world.exchange("/v1/completions", {"prompt": "x"})
     first = await world.engine.next_request()
     response = await world.complete(prompt=["a", "b"], stream=stream)
-    check_error(response, 429, code="queue_full")
+    check_error(response, 429, reason="queue_full")
     assert len(world.engine.requests) == 2
     assert first.request_id not in world.engine.aborted
     await held.hang_up()

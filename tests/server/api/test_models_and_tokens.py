@@ -17,7 +17,7 @@ async def test_models(world, check_error):
     assert (card["object"], card["owned_by"], card["root"], card["parent"]) == ("model", "quire", "org/tiny", None)
     assert card["max_model_len"] == 256
     assert (await world.http.get("/v1/models/alias")).json()["id"] == "alias"
-    check_error(await world.http.get("/v1/models/org/other"), 404, param="model", code="model_not_found")
+    check_error(await world.http.get("/v1/models/org/other"), 404, param="model", reason="model_not_found")
 
 
 async def test_tokenize_text(world):

@@ -4,10 +4,10 @@ Responses and stream chunks are structs so that encoding one costs about a micro
 null is None here; a field that is only there when asked for is UNSET.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from quire_server.engine.request import FinishReason
 from quire_server.generation.messages import MessageFinishReason
@@ -200,10 +200,13 @@ class VersionResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, in vLLM's keys; `reason` is ours."""
+
     message: str
     type: str
     param: str | None = None
-    code: str | None = None
+    code: Annotated[int, Meta(description="The HTTP status; in a stream, what it would have been.")]
+    reason: Annotated[str | None, Meta(description="A word for programs, such as context_length_exceeded.")] = None
 
 
 class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
