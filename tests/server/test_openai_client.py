@@ -195,7 +195,7 @@ def test_errors_are_the_clients_own_exceptions(server, client):
     assert (not_found.value.code, not_found.value.body["reason"]) == (404, "model_not_found")
     with pytest.raises(openai.BadRequestError) as too_long:
         client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=100_000)
-    assert (too_long.value.code, too_long.value.param) == (400, "messages")
+    assert (too_long.value.code, too_long.value.param) == (400, "max_tokens")
     assert "maximum context length is 8192 tokens" in too_long.value.message
     with pytest.raises(openai.BadRequestError) as bad:
         client.chat.completions.create(model="tiny", messages=HELLO, temperature=-1)

@@ -248,31 +248,6 @@ async def test_bad_messages(world, check_error, messages, param):
     assert world.engine.requests == []
 
 
-async def test_context_overflow_has_the_wording_that_clients_search_for(world, check_error):
-    num_prompt_tokens = len(world.tokenizer.encode("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"))
-    response = await world.chat(max_completion_tokens=1000)
-    message = check_error(response, 400, param="messages", reason="context_length_exceeded")
-    assert message.startswith(
-        f"This model's maximum context length is 256 tokens. However, you requested {num_prompt_tokens + 1000} tokens "
-        f"({num_prompt_tokens} in the messages, 1000 in the completion)."
-    )
-    response = await world.chat(messages=[{"role": "user", "content": "x" * 300}], stream=True)
-    check_error(response, 400, param="messages", reason="context_length_exceeded")
-
-
-async def test_an_answer_without_limit_may_fill_the_context(world):
-    world.engine.answer("x")
-    await world.chat()
-    (request,) = world.engine.requests
-    assert request.sampling_params.max_tokens == 256 - len(request.prompt_token_ids)
-
-
-async def test_max_completion_tokens_goes_before_max_tokens(world):
-    world.engine.answer("x")
-    await world.chat(max_tokens=9, max_completion_tokens=3)
-    assert world.engine.requests[0].sampling_params.max_tokens == 3
-
-
 async def test_stop_strings_end_the_answer_and_the_engine_request(world):
     exchange = world.exchange(
         "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "stop": "END", "stream": True}

@@ -205,9 +205,8 @@ async def test_echo_with_neither_tokens_nor_logprobs_is_the_prompt(world, prompt
 
 async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error):
     response = await world.complete(prompt=[1] * (MAX_MODEL_LEN + 1), logprobs=1, echo=True, max_tokens=0)
-    assert "257 in the prompt, 0 in the completion" in check_error(
-        response, 400, param="prompt", reason="context_length_exceeded"
-    )
+    message = check_error(response, 400, param="prompt", reason="context_length_exceeded")
+    assert "there are 257 tokens in the prompt" in message
 
 
 @pytest.mark.parametrize(
@@ -246,20 +245,6 @@ async def test_token_ids_are_returned_where_asked_for(world, parse_events):
     assert choice["token_ids"] == world.tokenizer.encode("xy")
     chunks = parse_events((await world.complete(return_token_ids=True, stream=True)).text)
     assert ["prompt_token_ids" in chunk["choices"][0] for chunk in chunks] == [True, False]
-
-
-async def test_context_overflow(world, check_error):
-    message = check_error(
-        await world.complete(prompt=[1] * 250, max_tokens=7), 400, param="prompt", reason="context_length_exceeded"
-    )
-    assert "257 tokens (250 in the prompt, 7 in the completion)" in message
-    check_error(await world.complete(prompt=[1] * 256), 400, param="prompt", reason="context_length_exceeded")
-    world.engine.answer("x")
-    assert (await world.complete(prompt=[1] * 250, max_tokens=6)).status_code == 200
-    assert (await world.complete(prompt=[1] * 250)).status_code == 200
-    assert world.engine.requests[-1].sampling_params.max_tokens == 6
-    assert (await world.complete(prompt=[1] * 999, truncate_prompt_tokens=-1, max_tokens=9)).status_code == 200
-    assert len(world.engine.requests[-1].prompt_token_ids) == 256 - 9
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -87,9 +87,7 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
     token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))
     token_ids = truncate_prompt(token_ids, request, limits)
     check_prompt(token_ids, limits, "messages")
-    max_tokens = fit_max_tokens(
-        request.requested_max_tokens, limits, len(token_ids), default=defaults.max_tokens, param="messages"
-    )
+    max_tokens = fit_max_tokens(request, limits, len(token_ids), default=defaults.max_tokens, param="messages")
     sampling_params = build_sampling_params(
         request,
         defaults,

@@ -91,7 +91,7 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
     token_ids = truncate_prompt(whole, request, limits)
     check_prompt(token_ids, limits, "prompt")
     max_tokens = fit_max_tokens(
-        request.requested_max_tokens,
+        request,
         limits,
         len(token_ids),
         least=0 if request.echo else 1,  # 0 scores the prompt

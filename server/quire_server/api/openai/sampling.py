@@ -78,7 +78,7 @@ def truncate_prompt(token_ids: list[int], request: GenerationFields, limits: Mod
         rule = f"`truncate_prompt_tokens` must be -1 or in [1, {limits.max_model_len}], got {size}."
         raise InvalidRequestError(rule, param="truncate_prompt_tokens")
     if size == -1:
-        size = limits.max_model_len - max(1, request.requested_max_tokens or 1)
+        size = limits.max_model_len - (request.requested_max_tokens != 0)  # room for one token, if one is wanted
     if size < 1 or len(token_ids) <= size:
         return token_ids
     return token_ids[:size] if request.truncation_side == "right" else token_ids[-size:]
@@ -147,33 +147,37 @@ def build_generation_request(
 
 
 def fit_max_tokens(
-    requested: int | None, limits: ModelLimits, prompt_len: int, *, least: int = 1, default: int | None, param: str
+    request: GenerationFields, limits: ModelLimits, prompt_len: int, *, least: int = 1, default: int | None, param: str
 ) -> int:
-    """Choose how many tokens may be generated after a prompt of `prompt_len` tokens.
+    """Choose how many tokens may be generated after a prompt of `prompt_len` tokens: what was asked for, or the room.
+
+    Editors' clients ask for as much as a model can ever give, and count on being given what is left.
 
     Args:
-        requested: what the client asks for, at least `least`.
+        least: what the client may ask for at least.
         default: where it asks for nothing; None: what there is room for.
         param: the field that the prompt came from.
 
     Raises:
-        InvalidRequestError: `requested` is too small.
-        ContextLengthError: prompt and answer do not fit the model's context.
+        InvalidRequestError: fewer than `least` are asked for.
+        ContextLengthError: the prompt alone leaves no room, or what is asked for would fit after no prompt.
     """
+    requested, field = request.requested_max_tokens, request.max_tokens_field
     if requested is not None and requested < least:
-        raise InvalidRequestError(f"max_tokens must be at least 1, got {requested}.", param="max_tokens")
+        raise InvalidRequestError(f"{field} must be at least 1, got {requested}.", param=field)
+    if requested is not None and requested > limits.max_model_len:
+        message = f"{_context_of(limits)} you requested {requested} tokens ({field}) in the completion alone."
+        raise ContextLengthError(f"{message} Please ask for fewer.", param=field)
     room = limits.max_model_len - prompt_len
-    needed = 1 if requested is None else requested
-    if needed > room:
-        raise ContextLengthError(
-            f"This model's maximum context length is {limits.max_model_len} tokens. However, you requested "
-            f"{prompt_len + needed} tokens ({prompt_len} in the {param}, {needed} in the completion). "
-            f"Please reduce the length of the {param} or completion.",
-            param=param,
-        )
-    if requested is not None:
-        return requested
-    return room if default is None else min(room, default)
+    if room < (1 if requested is None else min(requested, 1)):
+        message = f"{_context_of(limits)} there are {prompt_len} tokens in the {param}, which leaves no room to answer."
+        raise ContextLengthError(f"{message} Please reduce the length of the {param}.", param=param)
+    wanted = default if requested is None else requested
+    return room if wanted is None else min(room, wanted)
+
+
+def _context_of(limits: ModelLimits) -> str:
+    return f"This model's maximum context length is {limits.max_model_len} tokens. However,"
 
 
 def _check_choices(request: GenerationFields, defaults: SamplingDefaults) -> None:

@@ -126,8 +126,14 @@ class GenerationFields(_UnservedFields, frozen=True, kw_only=True):
     return_tokens_as_token_ids: Annotated[bool | None, Meta(description="Name tokens `token_id:N` in logprobs.")] = None
 
     @property
+    def max_tokens_field(self) -> str:
+        """The field that says how many tokens to generate."""
+        return "max_tokens"
+
+    @property
     def requested_max_tokens(self) -> int | None:
-        return self.max_tokens
+        value: int | None = getattr(self, self.max_tokens_field)
+        return value
 
 
 class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
@@ -203,8 +209,8 @@ class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     include_reasoning: Annotated[Any, Meta(description="Ignored.")] = None
 
     @property
-    def requested_max_tokens(self) -> int | None:
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+    def max_tokens_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
