@@ -94,6 +94,12 @@ PROMPT_TOKENS_BY_SOURCE: Final = _counter(
 )
 PROMPT_TOKENS_CACHED: Final = _counter("prompt_tokens_cached_total", "Prompt tokens found in the prefix cache.")
 REQUEST_SUCCESS: Final = _counter("request_success_total", "Requests ended, by reason.", "finished_reason")
+REQUEST_IGNORED_FIELDS: Final = Metric(
+    name="quire:request_ignored_fields_total",
+    kind=MetricKind.COUNTER,
+    help="Request fields that were ignored, by field; other: any that no server is known for.",
+    labels=(*SERVER_LABELS, "field"),
+)
 
 TIME_TO_FIRST_TOKEN: Final = _histogram(
     "time_to_first_token_seconds", "Time to first token, in seconds.", _FIRST_TOKEN_BUCKETS

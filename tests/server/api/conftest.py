@@ -205,6 +205,19 @@ def build_world(tokenizer: Tokenizer) -> Callable[..., World]:
     return lambda **options: World(tokenizer, **options)
 
 
+@pytest.fixture
+def chat_template_world(tmp_path: Path) -> Callable[[str], World]:
+    """Build a server, ready, whose model has this chat template."""
+
+    def build(chat_template: str) -> World:
+        save_byte_tokenizer(tmp_path, chat_template)
+        world = World(load_tokenizer(tmp_path))
+        world.load()
+        return world
+
+    return build
+
+
 def parse_events(body: str) -> list[Any]:
     """Return what a stream's events hold; checks its form and that it ends with [DONE], once."""
     *events, done, rest = body.split("\n\n")

@@ -1,5 +1,6 @@
 """Every field of a request reaches the engine, or is refused by name."""
 
+import msgspec
 import pytest
 
 from quire_server.api.openai.schemas.requests import UNSERVED, ChatCompletionRequest, CompletionRequest
@@ -95,7 +96,7 @@ async def test_defaults_come_from_the_models_generation_config(build_world):
         ("seed", 2**64),
         ("seed", "x"),
         ("temperature", "hot"),
-        ("stream", "yes"),
+        ("stream", "maybe"),
         ("truncate_prompt_tokens", 0),
         ("truncate_prompt_tokens", 257),
         ("priority", 1),
@@ -123,11 +124,14 @@ async def test_prompt_logprobs_are_not_streamed(world, check_error):
 WANTED = {
     "best_of": 2,
     "use_beam_search": True,
-    "length_penalty": 0.5,
     "early_stopping": True,
     "response_format": {"type": "json_object"},
     "bad_words": ["x"],
-    "tools": [],
+    "suffix": "x",
+    "length_penalty": 0.5,
+    "watermarking": True,
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "functions": [{"name": "f"}],
     "tool_choice": "required",
     "function_call": {"name": "f"},
     "modalities": ["audio"],
@@ -147,7 +151,7 @@ async def test_fields_that_are_not_served_are_refused_by_name(world, check_error
     world.engine.answer("z")
     for ask in asks:
         for neutral in (None, *UNSERVED[field]):
-            response = await ask(**{field: neutral})
+            response = await ask(**{field: msgspec.to_builtins(neutral)})
             assert response.status_code == 200, (field, neutral, response.text)
 
 
@@ -164,7 +168,3 @@ async def test_fields_that_change_nothing_are_accepted(world):
     assert (await world.complete(**common)).status_code == 200
     chat = {"parallel_tool_calls": True, "prediction": None, "verbosity": "low", "reasoning_effort": "low"}
     assert (await world.chat(**common, **chat)).status_code == 200
-
-
-async def test_unknown_fields_are_refused_by_name(world, check_error):
-    assert "max_token" in check_error(await world.chat(max_token=5), 400, param="max_token")

@@ -4,17 +4,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
-from quire_server.api.body import decode_body
+from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_chat_logprobs, build_prompt_logprobs
+from quire_server.api.openai.reading import read_request
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
@@ -50,13 +50,13 @@ from quire_server.generation.request import Prompt
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.shared.sampling_params import MAX_LOGPROBS
 
-_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_decoder = LenientDecoder(ChatCompletionRequest)
 
 
 async def create_chat_completion(http_request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     frontend = get_frontend(http_request)
-    request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
+    request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="chatcmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     prompt = await _build_prompt(frontend, request)
@@ -82,6 +82,7 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         template_kwargs=template_kwargs,
+        tools=request.tools,
     )
     # The template writes the special tokens itself.
     token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))

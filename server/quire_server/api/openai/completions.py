@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
-from quire_server.api.body import decode_body
+from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
+from quire_server.api.openai.reading import read_request
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
@@ -35,13 +35,13 @@ from quire_server.tokens.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 
-_decoder = msgspec.json.Decoder(CompletionRequest)
+_decoder = LenientDecoder(CompletionRequest)
 
 
 async def create_completion(http_request: Request) -> Response:
     """Continue one or several texts, whole or as a stream."""
     frontend = get_frontend(http_request)
-    request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
+    request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]

@@ -4,7 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
+import msgspec
+
+from quire_server.api.openai.schemas.requests import SWITCHES, UNSERVED, GenerationFields
 from quire_server.engine.border import validation
 from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
@@ -51,10 +53,7 @@ def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None
     Raises:
         InvalidRequestError: a field of `UNSERVED` asks for something, or two fields contradict each other.
     """
-    for name, neutral_values in UNSERVED.items():
-        value = getattr(request, name, None)
-        if value is not None and not _is_neutral(value, neutral_values):
-            raise InvalidRequestError(f"`{name}` is not supported by this server.", param=name)
+    refuse_unserved_fields(request)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("`stream_options` can only be given with `stream: true`.", param="stream_options")
     if request.stream and request.prompt_logprobs is not None:
@@ -63,6 +62,24 @@ def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None
         raise InvalidRequestError("`priority` needs a server started with --scheduling-policy priority.", "priority")
     if request.cache_salt == "":
         raise InvalidRequestError("`cache_salt` must not be empty.", param="cache_salt")
+
+
+def refuse_unserved_fields(request: msgspec.Struct, served: Collection[str] = ()) -> None:
+    """Refuse what a field of `UNSERVED` asks for, but for those that this endpoint serves.
+
+    Raises:
+        InvalidRequestError: one of them asks for something.
+    """
+    for name, neutral_values in UNSERVED.items():
+        value = None if name in served else getattr(request, name, None)
+        if value is None or _is_neutral(value, neutral_values) or _is_switched_off(request, name):
+            continue
+        raise InvalidRequestError(f"`{name}` is not supported by this server.", param=name)
+
+
+def _is_switched_off(request: msgspec.Struct, name: str) -> bool:
+    switch, off = SWITCHES.get(name, (None, None))
+    return switch is not None and getattr(request, switch, None) == off
 
 
 def _is_neutral(value: object, neutral_values: Collection[object]) -> bool:
