@@ -1,6 +1,6 @@
 """Every metric that a Quire process exports, as data.
 
-The server's metrics have vLLM's names, labels and buckets (v0.26), because autoscalers, endpoint pickers and dashboards
+The server's metrics have vLLM's names, labels and buckets (v0.26; ours begin with `quire:`), because autoscalers, endpoint pickers and dashboards
 read those; only metrics that this server can fill honestly are here. Names are as they appear on `/metrics`; a client
 library that appends `_total` to counters itself takes it off first.
 """
@@ -94,6 +94,7 @@ PROMPT_TOKENS_BY_SOURCE: Final = _counter(
 )
 PROMPT_TOKENS_CACHED: Final = _counter("prompt_tokens_cached_total", "Prompt tokens found in the prefix cache.")
 REQUEST_SUCCESS: Final = _counter("request_success_total", "Requests ended, by reason.", "finished_reason")
+OTHER_FIELD: Final = "other"
 REQUEST_IGNORED_FIELDS: Final = Metric(
     name="quire:request_ignored_fields_total",
     kind=MetricKind.COUNTER,

@@ -12,12 +12,12 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quire_contract.metrics import OTHER_FIELD
 from quire_server.frontend.metrics import ServerMetrics
 
 log = logging.getLogger(__name__)
 
 IGNORED_FIELDS_HEADER: Final = "X-Quire-Ignored-Fields"
-OTHER: Final = "other"
 MAX_LOGGED_NAMES: Final = 256
 _SCOPE_KEY: Final = "quire.ignored_fields"
 
@@ -36,7 +36,7 @@ class IgnoredFields:
             return
         request.scope[_SCOPE_KEY].extend(names)
         for name in names:
-            self._metrics.count_ignored_field(name if name in self._known else OTHER)
+            self._metrics.count_ignored_field(name if name in self._known else OTHER_FIELD)
         first_seen = sorted(set(names) - self._logged)[: MAX_LOGGED_NAMES - len(self._logged)]
         if first_seen:
             self._logged.update(first_seen)

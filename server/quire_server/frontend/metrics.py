@@ -58,7 +58,7 @@ class ServerMetrics:
         self._stats = SchedulerStats()
         self._values: dict[str, float] = {}
         self._finished = dict.fromkeys(FinishReason, 0)
-        self._ignored_fields: dict[str, int] = {}
+        self._ignored_fields = {names.OTHER_FIELD: 0}
         self.histograms = {
             metric.name: Histogram(token_buckets(_DEFAULT_MAX_MODEL_LEN) if metric.is_in_tokens else metric.buckets)
             for metric in names.SERVER_METRICS
@@ -93,7 +93,7 @@ class ServerMetrics:
         self._values[metric.name] = self._values.get(metric.name, 0.0) + amount
 
     def count_ignored_field(self, field: str) -> None:
-        """Count a request's field that was ignored; the caller bounds the names."""
+        """Count a field of a request that was ignored; the caller bounds the names."""
         self._ignored_fields[field] = self._ignored_fields.get(field, 0) + 1
 
     def observe(self, metric: Metric, value: float) -> None:
