@@ -1,8 +1,8 @@
 """Every metric that a Quire process exports, as data.
 
-The server's metrics have vLLM's names, labels and buckets (v0.26; ours begin with `quire:`), because autoscalers, endpoint pickers and dashboards
-read those; only metrics that this server can fill honestly are here. Names are as they appear on `/metrics`; a client
-library that appends `_total` to counters itself takes it off first.
+The server's metrics have vLLM's names, labels and buckets (v0.26), because autoscalers, endpoint pickers and dashboards
+read those; only metrics that this server can fill honestly are here, and what vLLM does not count begins with `quire:`.
+Names are as they appear on `/metrics`; a client library that appends `_total` to counters itself takes it off first.
 """
 
 from dataclasses import dataclass

@@ -17,9 +17,8 @@ async def test_continues_a_text(world):
     assert body["id"].startswith("cmpl-")
     assert body["object"] == "text_completion"
     assert body["model"] == "tiny"
-    assert body["choices"] == [
-        {"index": 0, "text": " there", "logprobs": None, "finish_reason": "length", "stop_reason": None}
-    ]
+    (choice,) = body["choices"]
+    assert (choice["index"], choice["text"], choice["finish_reason"]) == (0, " there", "length")
     assert body["usage"]["total_tokens"] == 2 + 6
     assert world.engine.requests[0].prompt_token_ids == world.tokenizer.encode("hi")
     assert world.engine.requests[0].sampling_params.max_tokens == 16
@@ -43,9 +42,10 @@ async def test_prompts_of_every_kind(world, prompt, expected):
     assert body["usage"]["prompt_tokens"] == sum(map(len, ids))
 
 
-@pytest.mark.parametrize("prompt", [[], "", [""], [[]], ["a", 1], [[1], "a"], [1, [2]], None])
+@pytest.mark.parametrize("prompt", [[], "", [""], [[]], ["a", []], ["a", 1], [[1], "a"], [1, [2]], None])
 async def test_bad_prompts(world, check_error, prompt):
-    check_error(await world.complete(prompt=prompt), 400, param="prompt")
+    param = f"prompt[{len(prompt) - 1}]" if prompt and [] in prompt else "prompt"
+    check_error(await world.complete(prompt=prompt), 400, param=param)
     assert world.engine.requests == []
 
 
@@ -64,7 +64,7 @@ async def test_streams(world, parse_events):
     world.engine.answer(" th", "ere")
     response = await world.complete(stream=True, stream_options={"include_usage": True})
     first, second, usage = parse_events(response.text)
-    assert first["choices"] == [{"index": 0, "text": " th", "logprobs": None, "finish_reason": None}]
+    assert (first["choices"][0]["text"], first["choices"][0]["finish_reason"]) == (" th", None)
     assert second["choices"][0]["finish_reason"] == "length"
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 6)
 
@@ -244,7 +244,7 @@ async def test_token_ids_are_returned_where_asked_for(world, parse_events):
     assert choice["prompt_token_ids"] == world.tokenizer.encode("hi")
     assert choice["token_ids"] == world.tokenizer.encode("xy")
     chunks = parse_events((await world.complete(return_token_ids=True, stream=True)).text)
-    assert ["prompt_token_ids" in chunk["choices"][0] for chunk in chunks] == [True, False]
+    assert [chunk["choices"][0]["prompt_token_ids"] for chunk in chunks] == [world.tokenizer.encode("hi"), None]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,10 +1,6 @@
-"""/v1/models, /tokenize, /detokenize, /version, /metrics and /openapi.json."""
+"""/v1/models, /tokenize, /detokenize, /version and /metrics."""
 
 import pytest
-from jsonschema import Draft202012Validator
-
-from quire_server.api.app import build_routes
-from quire_server.api.openai.schemas import answers
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +33,7 @@ async def test_tokenize_conversation(world):
     assert shorter["count"] < body["count"]
 
 
-@pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": []}])
+@pytest.mark.parametrize("body", [{}, {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}])
 async def test_tokenize_wants_one_of_two(world, check_error, body):
     check_error(await world.http.post("/tokenize", json=body), 400, param="prompt")
 
@@ -61,40 +57,3 @@ async def test_metrics_count_requests(world):
     assert f"vllm:prompt_tokens_total{labels} 5.0" in response.text
     assert f"vllm:generation_tokens_total{labels} 3.0" in response.text
     assert f"vllm:e2e_request_latency_seconds_count{labels} 1.0" in response.text
-
-
-async def test_openapi_describes_every_route(world):
-    document = (await world.http.get("/openapi.json")).json()
-    assert document["openapi"] == "3.1.0"
-    described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
-    served = {
-        (route.path.replace(":path", ""), method)
-        for route in build_routes()
-        for method in route.methods - {"HEAD"}
-        if route.path != "/openapi.json"
-    }
-    assert described == served
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            assert operation["summary"]
-            assert "200" in operation["responses"]
-    chat = document["components"]["schemas"]["ChatCompletionRequest"]
-    assert chat["required"] == ["messages"]
-    assert chat["properties"]["temperature"]["description"]
-
-
-async def test_answers_match_their_description(world):
-    document = (await world.http.get("/openapi.json")).json()
-    components = document["components"]
-
-    def check(name, value):
-        schema = {"$ref": f"#/components/schemas/{name}", "components": components}
-        Draft202012Validator.check_schema(components["schemas"][name])
-        Draft202012Validator(schema).validate(value)
-
-    world.engine.answer("x", "y")
-    check(answers.ChatCompletion.__name__, (await world.chat()).json())
-    check(answers.Completion.__name__, (await world.complete(echo=True, return_token_ids=True)).json())
-    check(answers.ModelList.__name__, (await world.http.get("/v1/models")).json())
-    check(answers.ErrorResponse.__name__, (await world.chat(model="x")).json())
-    check("Readiness", (await world.http.get("/readyz")).json())

@@ -151,10 +151,10 @@ async def _build_whole(
         created=head.created,
         model=head.model,
         choices=[_build_choice(shape, index, message) for index, message in enumerate(messages)],
-        usage=build_usage(generation),
+        usage=build_usage(generation.count_tokens()),
         system_fingerprint=head.system_fingerprint,
-        prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if shape.has_prompt_logprobs else UNSET,
-        prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET,
+        prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if shape.has_prompt_logprobs else None,
+        prompt_token_ids=shape.prompt.token_ids if shape.has_ids else None,
     )
 
 
@@ -166,7 +166,7 @@ def _build_choice(shape: _Shape, index: int, message: Message) -> ChatChoice:
         logprobs=build_chat_logprobs(answer.logprobs, as_ids=shape.as_ids) if shape.has_logprobs else None,
         finish_reason=message.finish_reason,
         stop_reason=answer.stop_reason,
-        token_ids=answer.token_ids if shape.has_ids else UNSET,
+        token_ids=answer.token_ids if shape.has_ids else None,
     )
 
 
@@ -199,20 +199,21 @@ class _ChatWriter(ChunkWriter[ChatChunkChoice]):
             logprobs=build_chat_logprobs(delta.logprobs, as_ids=self._shape.as_ids) if delta.logprobs else None,
             finish_reason=finish_reason,
             stop_reason=UNSET if finish_reason is None else delta.stop_reason,
-            token_ids=list(delta.token_ids) if has_ids else UNSET,
+            token_ids=list(delta.token_ids) if has_ids else None,
         )
-        return first + self._encode(choice, is_last=finish_reason is not None)
+        return first + self._encode(index, choice, is_last=finish_reason is not None)
 
     def _start(self, index: int) -> bytes:
         self._started.add(index)
         shape = self._shape
         build_chunk = functools.partial(
-            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET
+            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else None, kv_transfer_params=UNSET
         )
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role=shape.role, content=""))
-        first = self._encode(choice, build_chunk=build_chunk)
+        first = self._encode(index, choice, has_output=False, build_chunk=build_chunk)
         if shape.echo:
-            first += self._encode(ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo)))
+            echo = ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo))
+            first += self._encode(index, echo, has_output=False)
         return first
 
 
@@ -230,7 +231,8 @@ def _build_chunk(
     choices: list[ChatChunkChoice],
     usage: Usage | UnsetType,
     fingerprint: str | UnsetType,
-    prompt_token_ids: list[int] | UnsetType = UNSET,
+    prompt_token_ids: list[int] | UnsetType | None = UNSET,
+    kv_transfer_params: UnsetType | None = None,
 ) -> ChatCompletionChunk:
     return ChatCompletionChunk(
         id=head.id,
@@ -240,4 +242,5 @@ def _build_chunk(
         usage=usage,
         system_fingerprint=fingerprint,
         prompt_token_ids=prompt_token_ids,
+        kv_transfer_params=kv_transfer_params if choices else UNSET,
     )

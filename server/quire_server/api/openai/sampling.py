@@ -60,8 +60,6 @@ def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None
         raise InvalidRequestError("`prompt_logprobs` is not available with `stream: true`.", param="prompt_logprobs")
     if request.priority and policy != "priority":
         raise InvalidRequestError("`priority` needs a server started with --scheduling-policy priority.", "priority")
-    if request.cache_salt == "":
-        raise InvalidRequestError("`cache_salt` must not be empty.", param="cache_salt")
 
 
 def refuse_unserved_fields(request: msgspec.Struct, served: Collection[str] = ()) -> None:

@@ -12,7 +12,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+NOT_EMPTY: Final = Meta(min_length=1)
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+Text = Annotated[str, NOT_EMPTY]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,9 +134,11 @@ class GenerationFields(_UnservedFields, frozen=True, kw_only=True):
     frequency_penalty: Annotated[float | None, Meta(description="In [-2, 2].")] = None
     repetition_penalty: Annotated[float | None, Meta(description="Greater than 0; 1 is none.")] = None
     logit_bias: Annotated[dict[Int64, float] | None, Meta(description="Token id to bias, clamped to ±100.")] = None
-    allowed_token_ids: Annotated[list[Int64] | None, Meta(description="Only these tokens may be sampled.")] = None
+    allowed_token_ids: Annotated[
+        Annotated[list[Int64], NOT_EMPTY] | None, Meta(description="Only these tokens may be sampled.")
+    ] = None
     seed: Annotated[Int64 | None, Meta(description="Equal seeds give equal answers; answer i uses seed + i.")] = None
-    stop: Annotated[str | list[str] | None, Meta(description="Texts that end the answer.")] = None
+    stop: Annotated[Text | list[Text] | None, Meta(description="Texts that end the answer.")] = None
     stop_token_ids: Annotated[list[Int64] | None, Meta(description="Tokens that end the answer.")] = None
     include_stop_str_in_output: Annotated[bool | None, Meta(description="Keep the stop text.")] = None
     ignore_eos: Annotated[bool | None, Meta(description="Go on after end-of-sequence.")] = None
@@ -151,7 +157,7 @@ class GenerationFields(_UnservedFields, frozen=True, kw_only=True):
     stream_options: Annotated[StreamOptions | None, Meta(description="Only with stream.")] = None
     priority: Annotated[Int64 | None, Meta(description="Lower runs first, under the priority policy.")] = None
     request_id: Annotated[str | None, Meta(description="Makes the id of the answer.")] = None
-    cache_salt: Annotated[str | None, Meta(description="Only equal salts share cached prefixes.")] = None
+    cache_salt: Annotated[Text | None, Meta(description="Only equal salts share cached prefixes.")] = None
     return_token_ids: Annotated[bool | None, Meta(description="Add the token ids of prompt and answer.")] = None
     return_tokens_as_token_ids: Annotated[bool | None, Meta(description="Name tokens `token_id:N` in logprobs.")] = None
 
@@ -170,9 +176,9 @@ class CompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """Body of POST /v1/completions."""
 
     prompt: Annotated[
-        str | list[str | Int64 | list[Int64]] | None,
+        str | Annotated[list[str | Int64 | Annotated[list[Int64], NOT_EMPTY]], NOT_EMPTY],
         Meta(description="A text, several texts, token ids, or several lists of token ids."),
-    ] = None
+    ]
     logprobs: Annotated[Int64 | None, Meta(description="Alternatives per token.")] = None
     suffix: Annotated[str | None, Meta(description='Not served; "" is accepted.')] = None
 
@@ -219,7 +225,7 @@ Tool = dict[str, Any]
 class ChatCompletionRequest(GenerationFields, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Meta(description="The conversation so far.")]
+    messages: Annotated[list[ChatMessage], NOT_EMPTY, Meta(description="The conversation so far.")]
     max_completion_tokens: Annotated[Int64 | None, Meta(description="Goes before max_tokens.")] = None
     logprobs: Annotated[bool | None, Meta(description="Return log-probabilities of the answer's tokens.")] = None
     top_logprobs: Annotated[Int64 | None, Meta(description="Alternatives per token; only with logprobs.")] = None
@@ -254,7 +260,7 @@ class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Annotated[list[ChatMessage], NOT_EMPTY] | None = None
     add_special_tokens: Annotated[bool | None, Meta(description="Default true for prompt, false for messages.")] = None
     add_generation_prompt: Annotated[bool | None, Meta(description="Default true.")] = None
     continue_final_message: Annotated[bool | None, Meta(description="Leave the last message open.")] = None
