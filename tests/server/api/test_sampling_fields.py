@@ -112,6 +112,33 @@ async def test_bad_values_are_refused_by_name(world, check_error, field, value):
     assert world.engine.requests == []
 
 
+@pytest.mark.parametrize(
+    ("logit_bias", "bad"),
+    [
+        ({"not_a_token_id": 50}, ["'not_a_token_id'"]),
+        ({"bad1": 50.0, "5": 1, "bad2": 20.0}, ["'bad1'", "'bad2'", "2 of its keys"]),
+        ({"1": "not_a_number"}, ["'1'"]),
+        ({"1": "nan"}, ["'1'"]),
+        ({"1": None}, ["'1'"]),
+        ({"1.5": 1}, ["'1.5'"]),
+        ({"x" * 1000: 1}, ["'" + "x" * 64 + "'"]),
+        ({"301": 1.0}, ["301", "300"]),
+    ],
+)
+async def test_a_bad_logit_bias_names_every_bad_key(world, check_error, logit_bias, bad):
+    """As vLLM's test_chat_logit_bias_validation asks."""
+    for ask in (world.chat, world.complete):
+        message = check_error(await ask(logit_bias=logit_bias), 400, param="logit_bias")
+        assert all(word in message for word in bad), message
+        assert len(message) < 300
+
+
+async def test_logit_bias_in_other_spellings(world):
+    world.engine.answer("x")
+    await world.chat(logit_bias={" 5": "1.5", "6": "inf", "7": True})
+    assert world.engine.requests[0].sampling_params.logit_bias == {5: 1.5, 6: 100.0, 7: 1.0}
+
+
 async def test_top_logprobs_need_logprobs(world, check_error):
     check_error(await world.chat(top_logprobs=2), 400, param="top_logprobs")
     check_error(await world.chat(logprobs=True, top_logprobs=21), 400, param="top_logprobs")

@@ -12,7 +12,7 @@ from quire_server.api.answering import answer_stream, answer_whole
 from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
-from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
+from quire_server.api.openai.logprobs import TextOffsets, build_completion_logprobs, build_prompt_logprobs
 from quire_server.api.openai.reading import read_request
 from quire_server.api.openai.sampling import (
     ModelLimits,
@@ -35,7 +35,7 @@ from quire_server.api.openai.schemas.answers import (
 from quire_server.api.openai.schemas.requests import CompletionRequest
 from quire_server.api.state import get_frontend
 from quire_server.frontend.frontend import Frontend
-from quire_server.frontend.output_processor import CompletionDelta, PositionLogprobs
+from quire_server.frontend.output_processor import CompletionDelta, LogprobEntry, PositionLogprobs, describe_token
 from quire_server.generation.fan_out import Answer, Generation
 from quire_server.generation.request import Prompt
 from quire_server.shared.errors import InvalidRequestError
@@ -131,8 +131,8 @@ class _ChoiceBuilder:
         self._has_prompt_logprobs = request.prompt_logprobs is not None
         self._as_ids = bool(request.return_tokens_as_token_ids)
         self.has_ids = bool(request.return_token_ids)
-        self._index_to_offset: dict[int, int] = {}
-        """Characters of the tokens shown so far; an index is here once its first piece was built."""
+        self._index_to_offsets: dict[int, TextOffsets] = {}
+        """Of the tokens shown so far; an index is here once its first piece was built."""
 
     def build_whole(self, index: int, answer: Answer) -> CompletionChoice:
         """Build a whole choice, which has the prompt's log-probabilities of its own besides those that echo shows."""
@@ -146,7 +146,7 @@ class _ChoiceBuilder:
         """Build the next piece of a choice; the first one carries what belongs to the prompt."""
         source = self._choice_to_source[index]
         prompt = source.prompt
-        is_first = index not in self._index_to_offset
+        is_first = index not in self._index_to_offsets
         return CompletionChunkChoice(
             index=index,
             text=source.echo + piece.text if is_first else piece.text,
@@ -165,17 +165,14 @@ class _ChoiceBuilder:
         prompt_logprobs: Sequence[PositionLogprobs],
         is_first: bool,
     ) -> CompletionLogprobs | None:
-        offset = self._index_to_offset.setdefault(index, 0)
+        offsets = self._index_to_offsets.setdefault(index, TextOffsets())
         if not self._has_logprobs:
             return None
-        first_token: str | None = None
+        first_token: LogprobEntry | None = None
         if is_first and self._has_echo:
             logprobs = (*prompt_logprobs, *logprobs)
-            first_id = prompt.token_ids[0]
-            first_token = f"token_id:{first_id}" if self._as_ids else self._tokenizer.token_text(first_id)
-        built = build_completion_logprobs(logprobs, first_token=first_token, text_offset=offset, as_ids=self._as_ids)
-        self._index_to_offset[index] += sum(len(position.chosen.token) for position in logprobs)
-        self._index_to_offset[index] += len(first_token or "")
+            first_token = describe_token(self._tokenizer, prompt.token_ids[0])
+        built = build_completion_logprobs(logprobs, first_token=first_token, offsets=offsets, as_ids=self._as_ids)
         return built if built.tokens else None
 
 

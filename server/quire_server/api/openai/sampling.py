@@ -1,8 +1,9 @@
 """From the fields of a request to what is asked of the engine: defaults, refusals and limits. No HTTP."""
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 MAX_N = 128
 LOGIT_BIAS_LIMIT = 100.0
+MAX_SHOWN_KEYS = 10
+MAX_SHOWN_KEY_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +125,7 @@ def build_sampling_params(
 ) -> SamplingParams:
     """Fill in defaults and check the values. `seed` is the request's; answer i of several gets seed + i later."""
     _check_choices(request, defaults)
-    logit_bias = request.logit_bias or {}
+    logit_bias = read_logit_bias(request.logit_bias or {})
     check_token_ids(logit_bias, limits, "logit_bias")
     check_token_ids(request.allowed_token_ids or (), limits, "allowed_token_ids")
     check_token_ids(request.stop_token_ids or (), limits, "stop_token_ids")
@@ -147,9 +150,33 @@ def build_sampling_params(
         skip_special_tokens=_or(request.skip_special_tokens, True),
         spaces_between_special_tokens=_or(request.spaces_between_special_tokens, True),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in logit_bias.items()},
+        logit_bias=logit_bias,
         allowed_token_ids=None if allowed is None else tuple(allowed),
     )
+
+
+def read_logit_bias(logit_bias: Mapping[str, Any]) -> dict[int, float]:
+    """Return token ids and their biases, clamped.
+
+    Raises:
+        InvalidRequestError: a key is no token id, or its value no number; the message names every such key.
+    """
+    id_to_bias: dict[int, float] = {}
+    bad: list[str] = []
+    for key, value in logit_bias.items():
+        try:
+            token_id, bias = int(key), float(value)
+        except (TypeError, ValueError, OverflowError):
+            bad.append(key)
+            continue
+        if math.isnan(bias):
+            bad.append(key)
+        id_to_bias[token_id] = max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias))
+    if bad:
+        shown = ", ".join(repr(key[:MAX_SHOWN_KEY_LENGTH]) for key in bad[:MAX_SHOWN_KEYS])
+        message = f"logit_bias must map token ids to numbers; {len(bad)} of its keys do not: {shown}."
+        raise InvalidRequestError(message, param="logit_bias")
+    return id_to_bias
 
 
 def build_generation_request(

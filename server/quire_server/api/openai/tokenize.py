@@ -31,9 +31,13 @@ async def tokenize(request: Request) -> Response:
             count=len(token_ids),
             max_model_len=frontend.max_model_len,
             tokens=token_ids,
-            token_strs=[frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None,
+            token_strs=_vocabulary_strings(frontend, token_ids) if body.return_token_strs else None,
         )
     )
+
+
+def _vocabulary_strings(frontend: Frontend, token_ids: list[int]) -> list[str]:
+    return [frontend.tokenizer.vocabulary_string(token_id) for token_id in token_ids]
 
 
 async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:

@@ -133,7 +133,10 @@ class GenerationFields(_UnservedFields, frozen=True, kw_only=True):
     presence_penalty: Annotated[float | None, Meta(description="In [-2, 2].")] = None
     frequency_penalty: Annotated[float | None, Meta(description="In [-2, 2].")] = None
     repetition_penalty: Annotated[float | None, Meta(description="Greater than 0; 1 is none.")] = None
-    logit_bias: Annotated[dict[Int64, float] | None, Meta(description="Token id to bias, clamped to ±100.")] = None
+    logit_bias: Annotated[
+        Annotated[dict[str, Any], Meta(extra_json_schema={"additionalProperties": {"type": "number"}})] | None,
+        Meta(description="Token id to bias, clamped to ±100."),
+    ] = None
     allowed_token_ids: Annotated[
         Annotated[list[Int64], NOT_EMPTY] | None, Meta(description="Only these tokens may be sampled.")
     ] = None
