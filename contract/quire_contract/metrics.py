@@ -1,8 +1,8 @@
 """Every metric that a Quire process exports, as data.
 
 The server's metrics have vLLM's names, labels and buckets (v0.26), because autoscalers, endpoint pickers and dashboards
-read those; only metrics that this server can fill honestly are here. Names are as they appear on `/metrics`; a client
-library that appends `_total` to counters itself takes it off first.
+read those; only metrics that this server can fill honestly are here, and what vLLM does not count begins with `quire:`.
+Names are as they appear on `/metrics`; a client library that appends `_total` to counters itself takes it off first.
 """
 
 from dataclasses import dataclass
@@ -94,6 +94,13 @@ PROMPT_TOKENS_BY_SOURCE: Final = _counter(
 )
 PROMPT_TOKENS_CACHED: Final = _counter("prompt_tokens_cached_total", "Prompt tokens found in the prefix cache.")
 REQUEST_SUCCESS: Final = _counter("request_success_total", "Requests ended, by reason.", "finished_reason")
+OTHER_FIELD: Final = "other"
+REQUEST_IGNORED_FIELDS: Final = Metric(
+    name="quire:request_ignored_fields_total",
+    kind=MetricKind.COUNTER,
+    help="Request fields that were ignored, by field; other: any that no server is known for.",
+    labels=(*SERVER_LABELS, "field"),
+)
 
 TIME_TO_FIRST_TOKEN: Final = _histogram(
     "time_to_first_token_seconds", "Time to first token, in seconds.", _FIRST_TOKEN_BUCKETS

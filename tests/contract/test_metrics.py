@@ -10,7 +10,8 @@ from quire_contract.metrics import Metric, MetricKind, token_buckets
 def test_names_are_vllms_and_each_is_there_once() -> None:
     exported = [metric.name for metric in metrics.SERVER_METRICS]
     assert len(set(exported)) == len(exported)
-    assert all(name.startswith("vllm:") for name in exported)
+    ours = {metrics.REQUEST_IGNORED_FIELDS.name}
+    assert all(name.startswith("quire:" if name in ours else "vllm:") for name in exported)
     assert {"vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"} <= set(exported)
 
 

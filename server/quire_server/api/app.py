@@ -15,11 +15,13 @@ from quire_contract import paths
 from quire_server.api import health
 from quire_server.api.auth import BearerAuth
 from quire_server.api.errors import EXCEPTION_HANDLERS, json_response
+from quire_server.api.ignored_fields import IGNORED_FIELDS_HEADER, IgnoredFields, IgnoredFieldsHeader
 from quire_server.api.openai import chat, completions, models, tokenize
 from quire_server.api.openai.schemas.answers import VersionResponse
+from quire_server.api.openai.schemas.extras import KNOWN_EXTRAS
 from quire_server.api.openapi import build_openapi
 from quire_server.api.request_id import REQUEST_ID_HEADER, RequestIdEcho
-from quire_server.api.state import get_frontend, set_frontend
+from quire_server.api.state import get_frontend, set_state
 from quire_server.api.version import server_version
 from quire_server.frontend.frontend import Frontend
 from quire_server.shared.config import ServerConfig
@@ -32,7 +34,7 @@ def create_app(frontend: Frontend) -> Starlette:
         middleware=_build_middleware(frontend.config),
         exception_handlers=EXCEPTION_HANDLERS,
     )
-    set_frontend(app, frontend)
+    set_state(app, frontend, IgnoredFields(frontend.metrics, KNOWN_EXTRAS))
     return app
 
 
@@ -61,8 +63,9 @@ def _build_middleware(config: ServerConfig) -> list[Middleware]:
             allow_origins=config.allowed_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=[REQUEST_ID_HEADER],
-        )
+            expose_headers=[REQUEST_ID_HEADER, IGNORED_FIELDS_HEADER],
+        ),
+        Middleware(IgnoredFieldsHeader),
     ]
     if config.enable_request_id_headers:
         middleware.insert(0, Middleware(RequestIdEcho))

@@ -1,16 +1,22 @@
 """Reading a request's body: JSON of a bounded size, decoded straight into a struct."""
 
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-import msgspec
 from starlette.requests import Request
 
 from quire_server.shared.errors import InvalidRequestError, PayloadTooLargeError
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-async def decode_body(request: Request, decoder: msgspec.json.Decoder[T], max_bytes: int) -> T:
+class BodyDecoder(Protocol[T_co]):
+    """Makes of JSON what handlers work with; msgspec's errors are its own."""
+
+    def decode(self, body: bytes) -> T_co: ...
+
+
+async def decode_body(request: Request, decoder: BodyDecoder[T], max_bytes: int) -> T:
     """Read and decode the body.
 
     Raises:

@@ -22,13 +22,15 @@ CLIENT_CLOSED_REQUEST: Final = 499
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _FIELD = re.compile(r"(?:unknown|required) field `([^`]+)`")
-_INTERNAL_ERROR = ErrorInfo(message="Internal server error.", type="InternalServerError")
+_INTERNAL_ERROR = ErrorInfo(
+    message="Internal server error.", type="InternalServerError", code=HTTPStatus.INTERNAL_SERVER_ERROR
+)
 
 
 def build_error(error: QuireError) -> ErrorResponse:
-    """Shape an error as OpenAI does."""
-    param = getattr(error, "param", None)
-    return ErrorResponse(error=ErrorInfo(message=str(error), type=error.type, param=param, code=error.code))
+    """Shape an error as OpenAI and vLLM do: `code` is vLLM's number, and what OpenAI writes there is `reason`."""
+    info = ErrorInfo(message=str(error), type=error.type, param=error.param, code=int(error.status), reason=error.code)
+    return ErrorResponse(error=info)
 
 
 def build_validation_error(error: msgspec.ValidationError) -> InvalidRequestError:
@@ -77,7 +79,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = "NotFoundError" if error.status_code == HTTPStatus.NOT_FOUND else "BadRequestError"
     message = f"{request.method} {request.url.path}: {error.detail}."
-    body = ErrorResponse(error=ErrorInfo(message=message, type=kind))
+    body = ErrorResponse(error=ErrorInfo(message=message, type=kind, code=error.status_code))
     return json_response(body, error.status_code, dict(error.headers or {}))
 
 

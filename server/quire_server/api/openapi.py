@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 description of the server, built from the structs that decode requests and encode answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,8 @@ class Operation:
     path: str
     summary: str
     request: type[msgspec.Struct] | None = None
+    request_rule: Mapping[str, Any] | None = None
+    """What the body must satisfy besides, where it lies across fields."""
     response: type[msgspec.Struct] | None = None
     """None: plain text or nothing."""
     chunk: type[msgspec.Struct] | None = None
@@ -44,7 +46,7 @@ OPERATIONS: Final = (
         summary="Continue a text",
         request=requests.CompletionRequest,
         response=answers.Completion,
-        chunk=answers.Completion,
+        chunk=answers.CompletionChunk,
     ),
     Operation(method="get", path="/v1/models", summary="Names served", response=answers.ModelList),
     Operation(method="get", path="/v1/models/{model}", summary="One name", response=answers.ModelCard),
@@ -53,6 +55,7 @@ OPERATIONS: Final = (
         path="/tokenize",
         summary="Turn text or a conversation into token ids",
         request=requests.TokenizeRequest,
+        request_rule={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]},
         response=answers.TokenizeResponse,
     ),
     Operation(
@@ -99,7 +102,9 @@ def _describe(operation: Operation, struct_to_schema: dict[type[msgspec.Struct],
     if operation.response:
         content[_JSON] = {"schema": struct_to_schema[operation.response]}
     if operation.chunk:
-        content["text/event-stream"] = {"schema": struct_to_schema[operation.chunk]}
+        alternatives = [struct_to_schema[operation.chunk], struct_to_schema[answers.ErrorResponse]]
+        description = "What the data of one event holds; that of the last is [DONE]."
+        content["text/event-stream"] = {"schema": {"anyOf": alternatives, "description": description}}
     success: dict[str, Any] = {"description": "Success."}
     if content:
         success["content"] = content
@@ -110,7 +115,7 @@ def _describe(operation: Operation, struct_to_schema: dict[type[msgspec.Struct],
         "responses": {"200": success, "default": {"description": "An error.", "content": error_schema}},
     }
     if operation.request:
-        body = {"schema": struct_to_schema[operation.request]}
+        body = {"schema": {**struct_to_schema[operation.request], **(operation.request_rule or {})}}
         described["requestBody"] = {"required": True, "content": {_JSON: body}}
     if "{model}" in operation.path:
         described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]

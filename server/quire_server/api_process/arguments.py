@@ -122,7 +122,8 @@ def _add_server_flags(group: Any) -> None:
     group.add_argument("--max-request-body-bytes", type=parse_size, help="larger bodies are refused")
     group.add_argument("--response-role", help="role of answers")
     group.add_argument("--enable-request-id-headers", action=switch, help="put X-Request-Id on responses")
-    group.add_argument("--enable-force-include-usage", action=switch, help="every stream ends with its usage")
+    group.add_argument("--enable-force-include-usage", action=switch, help="every chunk of a stream has the usage")
+    group.add_argument("--strict-fields", action=switch, help="refuse request fields that are not known")
     group.add_argument("--shutdown-timeout", type=float, metavar="SECONDS", help="for running requests at SIGTERM")
     group.add_argument(
         "--engine-heartbeat-timeout", type=float, metavar="SECONDS", help="longest silence of the engine"

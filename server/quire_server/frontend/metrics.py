@@ -58,6 +58,7 @@ class ServerMetrics:
         self._stats = SchedulerStats()
         self._values: dict[str, float] = {}
         self._finished = dict.fromkeys(FinishReason, 0)
+        self._ignored_fields = {names.OTHER_FIELD: 0}
         self.histograms = {
             metric.name: Histogram(token_buckets(_DEFAULT_MAX_MODEL_LEN) if metric.is_in_tokens else metric.buckets)
             for metric in names.SERVER_METRICS
@@ -90,6 +91,10 @@ class ServerMetrics:
 
     def count(self, metric: Metric, amount: float) -> None:
         self._values[metric.name] = self._values.get(metric.name, 0.0) + amount
+
+    def count_ignored_field(self, field: str) -> None:
+        """Count a field of a request that was ignored; the caller bounds the names."""
+        self._ignored_fields[field] = self._ignored_fields.get(field, 0) + 1
 
     def observe(self, metric: Metric, value: float) -> None:
         self.histograms[metric.name].observe(value)
@@ -144,8 +149,9 @@ class ServerMetrics:
             names.NUM_PREEMPTIONS.name: [([], stats.num_preemptions)],
             names.PROMPT_TOKENS_BY_SOURCE.name: [(["local_compute"], prompt - cached), (["local_cache_hit"], cached)],
             names.REQUEST_SUCCESS.name: [([reason.value], count) for reason, count in self._finished.items()],
+            names.REQUEST_IGNORED_FIELDS.name: [([field], count) for field, count in self._ignored_fields.items()],
         }
-        return by_metric.get(metric.name) or [([], self._values.get(metric.name, 0.0))]
+        return by_metric.get(metric.name, [([], self._values.get(metric.name, 0.0))])
 
     def _cache_config(self) -> Mapping[str, object]:
         config, info = self._config.cache, self._info

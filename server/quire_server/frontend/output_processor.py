@@ -164,6 +164,11 @@ class _Branch:
         return text, len(token_ids), None
 
 
+def describe_token(tokenizer: Tokenizer, token_id: int) -> LogprobEntry:
+    """Show a token of which no log-probability is known: it has the neutral one, and no rank."""
+    return _entry(tokenizer, token_id, 0.0, 0)
+
+
 def describe_logprobs(tokenizer: Tokenizer, position: TokenLogprobs) -> PositionLogprobs:
     """Add the tokens' texts to one position's log-probabilities."""
     return PositionLogprobs(

@@ -106,6 +106,14 @@ class Generation:
             num_output_tokens=sum(self._num_output_tokens),
         )
 
+    def count_tokens_of(self, choice: int, *, has_output: bool = True) -> TokenCounts:
+        """Count one choice's tokens so far; without `has_output`, as they were before its first."""
+        return TokenCounts(
+            num_prompt_tokens=len(self._choices[choice].token_ids),
+            num_cached_tokens=self._num_cached_tokens[choice],
+            num_output_tokens=self._num_output_tokens[choice] if has_output else 0,
+        )
+
     async def aclose(self) -> None:
         """End whatever still runs. Does nothing the second time."""
         for stream in self._streams:

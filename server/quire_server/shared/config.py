@@ -160,6 +160,8 @@ class ServerConfig:
     max_request_body_bytes: int = 64 * 1024 * 1024
     enable_request_id_headers: bool = False
     enable_force_include_usage: bool = False
+    strict_fields: bool = False
+    """Fields of a request that are not known are refused, not ignored."""
     response_role: str = "assistant"
     log_stats: bool = True
     log_requests: bool = False

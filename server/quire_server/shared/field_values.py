@@ -6,9 +6,12 @@ ids. What only looks like a number (a truth value, a text, 4.5 for an integer) i
 
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from quire_server.shared.errors import InvalidRequestError
+
+_MAX_SHOWN_KEYS: Final = 5
+_MAX_SHOWN_KEY_LENGTH: Final = 64
 
 
 def read_integer(name: str, value: Any) -> int:
@@ -27,10 +30,9 @@ def read_number(name: str, value: Any) -> float:
     """Raises InvalidRequestError: it is no real number; NaN is none."""
     if type(value) is float and value == value:
         return value
-    if not isinstance(value, bool | str | bytes | bytearray) and hasattr(value, "__float__"):
-        number = _as_float(value)
-        if number == number:
-            return number
+    number = float("nan") if isinstance(value, bool | str | bytes | bytearray) else _as_float(value)
+    if number == number:
+        return number
     raise _refusal(name, "a number", value)
 
 
@@ -57,21 +59,31 @@ def read_token_ids(name: str, value: Any) -> tuple[int, ...]:
 
 
 def read_token_biases(name: str, value: Any) -> dict[int, float]:
-    """Raises InvalidRequestError: it does not map token ids (integers, or the same as text) to numbers."""
+    """Raises InvalidRequestError: it does not map token ids to numbers; the message names the keys that do not."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
         raise _refusal(name, "a mapping of token ids to numbers", value)
-    return {_read_token_id_key(name, key): read_number(f"{name}[{key!r}]", bias) for key, bias in value.items()}
+    read: dict[int, float] = {}
+    bad: list[Any] = []
+    for key, bias in value.items():
+        token_id, number = _as_token_id(key), _as_float(bias)
+        if token_id is None or number != number:
+            bad.append(key)
+        else:
+            read[token_id] = number
+    if bad:
+        shown = ", ".join(repr(str(key)[:_MAX_SHOWN_KEY_LENGTH]) for key in bad[:_MAX_SHOWN_KEYS])
+        message = f"{name} must map token ids to numbers; {len(bad)} of its keys do not: {shown}."
+        raise InvalidRequestError(message, param=name)
+    return read
 
 
-def _read_token_id_key(name: str, key: Any) -> int:
-    if isinstance(key, str) and key.strip().removeprefix("-").isdecimal():
-        return int(key)
+def _as_token_id(key: Any) -> int | None:
     try:
-        return read_integer(name, key)
-    except InvalidRequestError:
-        raise InvalidRequestError(f"{name} has the key {key!r}, which is no token id.", param=name) from None
+        return int(key) if isinstance(key, str) else read_integer("", key)
+    except (ValueError, InvalidRequestError):
+        return None
 
 
 def _listed(name: str, value: Any, rule: str) -> tuple[Any, ...]:
@@ -83,6 +95,7 @@ def _listed(name: str, value: Any, rule: str) -> tuple[Any, ...]:
 
 
 def _as_float(value: Any) -> float:
+    """Return a number, such as a text spells one too; NaN for what is none."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -91,6 +91,11 @@ class Tokenizer:
         """Return one token's own text; U+FFFD stands for bytes that are no whole character."""
         return self.token_bytes(token_id).decode(errors="replace")
 
+    def vocabulary_string(self, token_id: int) -> str:
+        """Return a token as the vocabulary writes it, as `Ġis` for " is"; empty for an id that is no token."""
+        token: str | None = self._backend.id_to_token(token_id)
+        return token or ""
+
     def token_id(self, token: str) -> int | None:
         """Return the id of a token by its exact text in the vocabulary."""
         token_id: int | None = self._backend.token_to_id(token)

@@ -205,6 +205,19 @@ def build_world(tokenizer: Tokenizer) -> Callable[..., World]:
     return lambda **options: World(tokenizer, **options)
 
 
+@pytest.fixture
+def chat_template_world(tmp_path: Path) -> Callable[[str], World]:
+    """Build a server, ready, whose model has this chat template."""
+
+    def build(chat_template: str) -> World:
+        save_byte_tokenizer(tmp_path, chat_template)
+        world = World(load_tokenizer(tmp_path))
+        world.load()
+        return world
+
+    return build
+
+
 def parse_events(body: str) -> list[Any]:
     """Return what a stream's events hold; checks its form and that it ends with [DONE], once."""
     *events, done, rest = body.split("\n\n")
@@ -218,15 +231,15 @@ def _parse_events() -> Callable[[str], list[Any]]:
     return parse_events
 
 
-def check_error(response: httpx.Response, status: int, *, param: str | None = None, code: str | None = None) -> str:
-    """Check an error's status and shape; return its message."""
+def check_error(response: httpx.Response, status: int, *, param: str | None = None, reason: str | None = None) -> str:
+    """Check an error's status and shape, vLLM's and our `reason`; return its message."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert body.keys() == {"error"}
     error = body["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert (error["param"], error["code"]) == (param, code), error
+    assert error.keys() == {"message", "type", "param", "code", "reason"}
+    assert (error["param"], error["code"], error["reason"]) == (param, status, reason), error
     assert error["message"]
     assert error["type"]
     message: str = error["message"]

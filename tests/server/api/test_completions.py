@@ -17,9 +17,8 @@ async def test_continues_a_text(world):
     assert body["id"].startswith("cmpl-")
     assert body["object"] == "text_completion"
     assert body["model"] == "tiny"
-    assert body["choices"] == [
-        {"index": 0, "text": " there", "logprobs": None, "finish_reason": "length", "stop_reason": None}
-    ]
+    (choice,) = body["choices"]
+    assert (choice["index"], choice["text"], choice["finish_reason"]) == (0, " there", "length")
     assert body["usage"]["total_tokens"] == 2 + 6
     assert world.engine.requests[0].prompt_token_ids == world.tokenizer.encode("hi")
     assert world.engine.requests[0].sampling_params.max_tokens == 16
@@ -43,9 +42,10 @@ async def test_prompts_of_every_kind(world, prompt, expected):
     assert body["usage"]["prompt_tokens"] == sum(map(len, ids))
 
 
-@pytest.mark.parametrize("prompt", [[], "", [""], [[]], ["a", 1], [[1], "a"], [1, [2]], None])
+@pytest.mark.parametrize("prompt", [[], "", [""], [[]], ["a", []], ["a", 1], [[1], "a"], [1, [2]], None])
 async def test_bad_prompts(world, check_error, prompt):
-    check_error(await world.complete(prompt=prompt), 400, param="prompt")
+    param = f"prompt[{len(prompt) - 1}]" if prompt and [] in prompt else "prompt"
+    check_error(await world.complete(prompt=prompt), 400, param=param)
     assert world.engine.requests == []
 
 
@@ -64,7 +64,7 @@ async def test_streams(world, parse_events):
     world.engine.answer(" th", "ere")
     response = await world.complete(stream=True, stream_options={"include_usage": True})
     first, second, usage = parse_events(response.text)
-    assert first["choices"] == [{"index": 0, "text": " th", "logprobs": None, "finish_reason": None}]
+    assert (first["choices"][0]["text"], first["choices"][0]["finish_reason"]) == (" th", None)
     assert second["choices"][0]["finish_reason"] == "length"
     assert (usage["choices"], usage["usage"]["completion_tokens"]) == ([], 6)
 
@@ -205,13 +205,12 @@ async def test_echo_with_neither_tokens_nor_logprobs_is_the_prompt(world, prompt
 
 async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error):
     response = await world.complete(prompt=[1] * (MAX_MODEL_LEN + 1), logprobs=1, echo=True, max_tokens=0)
-    assert "257 in the prompt, 0 in the completion" in check_error(
-        response, 400, param="prompt", code="context_length_exceeded"
-    )
+    message = check_error(response, 400, param="prompt", reason="context_length_exceeded")
+    assert "there are 257 tokens in the prompt" in message
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "param", "code"),
+    ("error", "status", "param", "reason"),
     [
         (InvalidRequestError("No.", "logit_bias"), 400, "logit_bias", None),
         (ContextLengthError("Too long.", "prompt"), 400, "prompt", "context_length_exceeded"),
@@ -220,14 +219,14 @@ async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error)
     ],
 )
 async def test_a_refusal_inside_the_engine_keeps_its_status(
-    world, check_error, parse_events, error, status, param, code
+    world, check_error, parse_events, error, status, param, reason
 ):
     world.engine.script = lambda request: [RequestOutput.failed(request.request_id, error)]
     response = await world.complete()
-    assert check_error(response, status, param=param, code=code) == str(error)
+    assert check_error(response, status, param=param, reason=reason) == str(error)
     assert response.headers.get("retry-after") == ("7" if status == 429 else None)
     *_, last = parse_events((await world.complete(stream=True)).text)
-    assert (last["error"]["message"], last["error"]["code"]) == (str(error), code)
+    assert (last["error"]["message"], last["error"]["code"], last["error"]["reason"]) == (str(error), status, reason)
 
 
 async def test_prompt_logprobs_per_choice(world):
@@ -245,21 +244,7 @@ async def test_token_ids_are_returned_where_asked_for(world, parse_events):
     assert choice["prompt_token_ids"] == world.tokenizer.encode("hi")
     assert choice["token_ids"] == world.tokenizer.encode("xy")
     chunks = parse_events((await world.complete(return_token_ids=True, stream=True)).text)
-    assert ["prompt_token_ids" in chunk["choices"][0] for chunk in chunks] == [True, False]
-
-
-async def test_context_overflow(world, check_error):
-    message = check_error(
-        await world.complete(prompt=[1] * 250, max_tokens=7), 400, param="prompt", code="context_length_exceeded"
-    )
-    assert "257 tokens (250 in the prompt, 7 in the completion)" in message
-    check_error(await world.complete(prompt=[1] * 256), 400, param="prompt", code="context_length_exceeded")
-    world.engine.answer("x")
-    assert (await world.complete(prompt=[1] * 250, max_tokens=6)).status_code == 200
-    assert (await world.complete(prompt=[1] * 250)).status_code == 200
-    assert world.engine.requests[-1].sampling_params.max_tokens == 6
-    assert (await world.complete(prompt=[1] * 999, truncate_prompt_tokens=-1, max_tokens=9)).status_code == 200
-    assert len(world.engine.requests[-1].prompt_token_ids) == 256 - 9
+    assert [chunk["choices"][0]["prompt_token_ids"] for chunk in chunks] == [world.tokenizer.encode("hi"), None]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -269,7 +254,7 @@ async def test_one_refused_prompt_ends_the_others(build_world, check_error, stre
     held = world.exchange("/v1/completions", {"prompt": "x"})
     first = await world.engine.next_request()
     response = await world.complete(prompt=["a", "b"], stream=stream)
-    check_error(response, 429, code="queue_full")
+    check_error(response, 429, reason="queue_full")
     assert len(world.engine.requests) == 2
     assert first.request_id not in world.engine.aborted
     await held.hang_up()

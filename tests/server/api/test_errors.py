@@ -30,7 +30,7 @@ async def test_missing_field(world, check_error):
 
 
 async def test_unknown_model(world, check_error):
-    message = check_error(await world.chat(model="gpt-4"), 404, param="model", code="model_not_found")
+    message = check_error(await world.chat(model="gpt-4"), 404, param="model", reason="model_not_found")
     assert message == "The model `gpt-4` does not exist."
 
 
@@ -60,7 +60,7 @@ async def test_large_bodies(build_world, check_error, is_declared):
 
     content = b" " * 2000 if is_declared else pieces()
     response = await world.http.post(CHAT, content=content)
-    check_error(response, 413, code="payload_too_large")
+    check_error(response, 413, reason="payload_too_large")
 
 
 async def test_full_queue(build_world, check_error):
@@ -71,7 +71,7 @@ async def test_full_queue(build_world, check_error):
     await world.engine.next_request(1)
     for stream in (False, True):
         response = await world.chat(stream=stream)
-        check_error(response, 429, code="queue_full")
+        check_error(response, 429, reason="queue_full")
         assert int(response.headers["retry-after"]) >= 1
     for exchange in held:
         await exchange.hang_up()
@@ -81,16 +81,16 @@ async def test_loading(build_world, check_error):
     world = build_world()
     for post in (world.chat, world.complete):
         response = await post()
-        check_error(response, 503, code="model_loading")
+        check_error(response, 503, reason="model_loading")
         assert int(response.headers["retry-after"]) >= 1
-    check_error(await world.http.post("/tokenize", json={"prompt": "x"}), 503, code="model_loading")
+    check_error(await world.http.post("/tokenize", json={"prompt": "x"}), 503, reason="model_loading")
     assert (await world.http.get("/v1/models")).status_code == 200
 
 
 async def test_draining(world, check_error):
     world.engine.begin_drain()
     response = await world.chat()
-    check_error(response, 503, code="draining")
+    check_error(response, 503, reason="draining")
     assert int(response.headers["retry-after"]) >= 1
 
 
@@ -100,8 +100,8 @@ async def test_dead_engine(world, check_error):
     await world.engine.next_request()
     world.engine._dispatch(EngineFailed(TerminationMessage(code="Bug", stage="Serving", message="It broke.")))
     assert (await waiting.next_message())["status"] == 500
-    assert b'"code":"engine_dead"' in (await waiting.next_message())["body"]
-    assert "It broke." in check_error(await world.chat(), 500, code="engine_dead")
+    assert b'"code":500,"reason":"engine_dead"' in (await waiting.next_message())["body"]
+    assert "It broke." in check_error(await world.chat(), 500, reason="engine_dead")
 
 
 @pytest.mark.parametrize("error", ["death", "drain"])
@@ -172,7 +172,7 @@ async def test_keys(build_world, check_error, header, status):
     ]:
         response = await world.http.request(method, path, json=body, headers=headers)
         if status == 401:
-            check_error(response, 401, code="invalid_api_key")
+            check_error(response, 401, reason="invalid_api_key")
             assert response.headers["www-authenticate"] == "Bearer"
         else:
             assert response.status_code == 200

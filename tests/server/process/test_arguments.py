@@ -90,6 +90,8 @@ SCHEDULER = "config.engine.scheduler"
         ([], "config.engine.scheduler.async_scheduling", None),
         (["--enable-request-id-headers"], "config.enable_request_id_headers", True),
         (["--enable-force-include-usage"], "config.enable_force_include_usage", True),
+        (["--strict-fields"], "config.strict_fields", True),
+        ([], "config.strict_fields", False),
         (["--response-role", "bot"], "config.response_role", "bot"),
         (["--disable-log-stats"], "config.log_stats", False),
         (["--enable-log-requests"], "config.log_requests", True),

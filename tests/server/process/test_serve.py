@@ -172,7 +172,7 @@ def test_the_phase_is_told_while_the_engine_loads(start: Callable[..., Server]) 
     assert readiness == {"phase": "Loading", "message": "Loading the weights", "percent": 50.0}
     assert server.get("/livez")[0] == 200
     status, body, headers = server.get("/v1/completions", {"model": "m", "prompt": "a"})
-    assert (status, json.loads(body)["error"]["code"]) == (503, "model_loading")
+    assert (status, json.loads(body)["error"]["reason"]) == (503, "model_loading")
     assert int(headers["Retry-After"]) > 0
     server.process.send_signal(signal.SIGTERM)
     assert server.exit_code() == 0
@@ -222,7 +222,7 @@ def test_draining_refuses_waits_and_then_aborts(start: Callable[..., Server]) ->
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("/readyz", lambda status, body: status == 503 and json.loads(body)["phase"] == "Draining")
         status, body, headers = server.get("/v1/completions", {"model": "m", "prompt": "a"})
-        assert (status, json.loads(body)["error"]["code"]) == (503, "draining")
+        assert (status, json.loads(body)["error"]["reason"]) == (503, "draining")
         assert headers["Retry-After"]
         assert server.get("/livez")[0] == 200
         server.process.send_signal(signal.SIGTERM)  # enough of waiting

@@ -4,17 +4,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
-from quire_server.api.body import decode_body
+from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import build_chat_logprobs, build_prompt_logprobs
+from quire_server.api.openai.reading import read_request
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
@@ -50,13 +50,13 @@ from quire_server.generation.request import Prompt
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.shared.sampling_params import MAX_LOGPROBS
 
-_decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_decoder = LenientDecoder(ChatCompletionRequest)
 
 
 async def create_chat_completion(http_request: Request) -> Response:
     """Answer a conversation, whole or as a stream."""
     frontend = get_frontend(http_request)
-    request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
+    request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="chatcmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     prompt = await _build_prompt(frontend, request)
@@ -82,14 +82,13 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         template_kwargs=template_kwargs,
+        tools=request.tools,
     )
     # The template writes the special tokens itself.
     token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))
     token_ids = truncate_prompt(token_ids, request, limits)
     check_prompt(token_ids, limits, "messages")
-    max_tokens = fit_max_tokens(
-        request.requested_max_tokens, limits, len(token_ids), default=defaults.max_tokens, param="messages"
-    )
+    max_tokens = fit_max_tokens(request, limits, len(token_ids), default=defaults.max_tokens, param="messages")
     sampling_params = build_sampling_params(
         request,
         defaults,
@@ -152,10 +151,10 @@ async def _build_whole(
         created=head.created,
         model=head.model,
         choices=[_build_choice(shape, index, message) for index, message in enumerate(messages)],
-        usage=build_usage(generation),
+        usage=build_usage(generation.count_tokens()),
         system_fingerprint=head.system_fingerprint,
-        prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if shape.has_prompt_logprobs else UNSET,
-        prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET,
+        prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if shape.has_prompt_logprobs else None,
+        prompt_token_ids=shape.prompt.token_ids if shape.has_ids else None,
     )
 
 
@@ -167,7 +166,7 @@ def _build_choice(shape: _Shape, index: int, message: Message) -> ChatChoice:
         logprobs=build_chat_logprobs(answer.logprobs, as_ids=shape.as_ids) if shape.has_logprobs else None,
         finish_reason=message.finish_reason,
         stop_reason=answer.stop_reason,
-        token_ids=answer.token_ids if shape.has_ids else UNSET,
+        token_ids=answer.token_ids if shape.has_ids else None,
     )
 
 
@@ -200,20 +199,21 @@ class _ChatWriter(ChunkWriter[ChatChunkChoice]):
             logprobs=build_chat_logprobs(delta.logprobs, as_ids=self._shape.as_ids) if delta.logprobs else None,
             finish_reason=finish_reason,
             stop_reason=UNSET if finish_reason is None else delta.stop_reason,
-            token_ids=list(delta.token_ids) if has_ids else UNSET,
+            token_ids=list(delta.token_ids) if has_ids else None,
         )
-        return first + self._encode(choice, is_last=finish_reason is not None)
+        return first + self._encode(index, choice, is_last=finish_reason is not None)
 
     def _start(self, index: int) -> bytes:
         self._started.add(index)
         shape = self._shape
         build_chunk = functools.partial(
-            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else UNSET
+            _build_chunk, prompt_token_ids=shape.prompt.token_ids if shape.has_ids else None, kv_transfer_params=UNSET
         )
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role=shape.role, content=""))
-        first = self._encode(choice, build_chunk=build_chunk)
+        first = self._encode(index, choice, has_output=False, build_chunk=build_chunk)
         if shape.echo:
-            first += self._encode(ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo)))
+            echo = ChatChunkChoice(index=index, delta=ChatDelta(content=shape.echo))
+            first += self._encode(index, echo, has_output=False)
         return first
 
 
@@ -231,7 +231,8 @@ def _build_chunk(
     choices: list[ChatChunkChoice],
     usage: Usage | UnsetType,
     fingerprint: str | UnsetType,
-    prompt_token_ids: list[int] | UnsetType = UNSET,
+    prompt_token_ids: list[int] | UnsetType | None = UNSET,
+    kv_transfer_params: UnsetType | None = None,
 ) -> ChatCompletionChunk:
     return ChatCompletionChunk(
         id=head.id,
@@ -241,4 +242,5 @@ def _build_chunk(
         usage=usage,
         system_fingerprint=fingerprint,
         prompt_token_ids=prompt_token_ids,
+        kv_transfer_params=kv_transfer_params if choices else UNSET,
     )

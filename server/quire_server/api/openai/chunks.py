@@ -15,6 +15,7 @@ from quire_server.api.openai.schemas.requests import GenerationFields
 from quire_server.api.sse import encode_event
 from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.generation.fan_out import Generation
+from quire_server.generation.request import TokenCounts
 from quire_server.shared.config import ServerConfig
 from quire_server.shared.errors import QuireError
 
@@ -35,7 +36,9 @@ class UsageOptions:
     @classmethod
     def of(cls, config: ServerConfig, request: GenerationFields) -> "UsageOptions":
         options = request.stream_options
-        is_at_end = config.enable_force_include_usage or bool(options and options.include_usage)
+        if config.enable_force_include_usage:
+            return cls(is_at_end=True, is_in_every_chunk=True)
+        is_at_end = bool(options and options.include_usage)
         is_in_every_chunk = is_at_end and bool(options and options.continuous_usage_stats)
         return cls(is_at_end=is_at_end, is_in_every_chunk=is_in_every_chunk)
 
@@ -62,20 +65,35 @@ class ChunkWriter(ABC, Generic[Choice]):
         if not self._usage.is_at_end:
             return (DONE,)
         head = self._head
-        last = self._build_chunk(head, [], build_usage(self._generation), head.system_fingerprint)
+        last = self._build_chunk(head, [], build_usage(self._generation.count_tokens()), head.system_fingerprint)
         return encode_event(last), DONE
 
-    def _encode(self, choice: Choice, *, is_last: bool = False, build_chunk: BuildChunk[Choice] | None = None) -> bytes:
-        """Encode one event; `is_last` where it ends a choice, `build_chunk` where its chunk is a special one."""
+    def _encode(
+        self,
+        index: int,
+        choice: Choice,
+        *,
+        has_output: bool = True,
+        is_last: bool = False,
+        build_chunk: BuildChunk[Choice] | None = None,
+    ) -> bytes:
+        """Encode one event of the choice with this index.
+
+        Args:
+            has_output: False for an event before the choice's first token, though that may be there already.
+            is_last: it ends the choice.
+            build_chunk: what makes the chunk, where it is a special one.
+        """
         head = self._head
-        usage = build_usage(self._generation) if self._usage.is_in_every_chunk else UNSET
+        usage: Usage | UnsetType = UNSET
+        if self._usage.is_in_every_chunk:
+            usage = build_usage(self._generation.count_tokens_of(index, has_output=has_output))
         fingerprint = head.system_fingerprint if is_last else UNSET
         return encode_event((build_chunk or self._build_chunk)(head, [choice], usage, fingerprint))
 
 
-def build_usage(generation: Generation) -> Usage:
+def build_usage(counts: TokenCounts) -> Usage:
     """Shape the token counts so far."""
-    counts = generation.count_tokens()
     return Usage(
         prompt_tokens=counts.num_prompt_tokens,
         total_tokens=counts.num_prompt_tokens + counts.num_output_tokens,

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole
-from quire_server.api.body import decode_body
+from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
-from quire_server.api.openai.logprobs import build_completion_logprobs, build_prompt_logprobs
+from quire_server.api.openai.logprobs import TextOffsets, build_completion_logprobs, build_prompt_logprobs
+from quire_server.api.openai.reading import read_request
 from quire_server.api.openai.sampling import (
     ModelLimits,
     SamplingDefaults,
@@ -23,11 +24,18 @@ from quire_server.api.openai.sampling import (
     refuse_unserved,
     truncate_prompt,
 )
-from quire_server.api.openai.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, Usage
+from quire_server.api.openai.schemas.answers import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionLogprobs,
+    Usage,
+)
 from quire_server.api.openai.schemas.requests import CompletionRequest
 from quire_server.api.state import get_frontend
 from quire_server.frontend.frontend import Frontend
-from quire_server.frontend.output_processor import CompletionDelta, PositionLogprobs
+from quire_server.frontend.output_processor import CompletionDelta, LogprobEntry, PositionLogprobs, describe_token
 from quire_server.generation.fan_out import Answer, Generation
 from quire_server.generation.request import Prompt
 from quire_server.shared.errors import InvalidRequestError
@@ -35,13 +43,13 @@ from quire_server.tokens.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 
-_decoder = msgspec.json.Decoder(CompletionRequest)
+_decoder = LenientDecoder(CompletionRequest)
 
 
 async def create_completion(http_request: Request) -> Response:
     """Continue one or several texts, whole or as a stream."""
     frontend = get_frontend(http_request)
-    request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
+    request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
     sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
@@ -55,14 +63,10 @@ async def create_completion(http_request: Request) -> Response:
     return answer_stream(generation, _CompletionWriter(head, generation, usage, choices))
 
 
-def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str | list[int]]:
+def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     """Return the prompts that one field holds: a text, texts, token ids, or lists of token ids."""
-    if prompt is None:
-        raise InvalidRequestError("`prompt` is missing.", param="prompt")
     if isinstance(prompt, str):
         return [prompt]
-    if not prompt:
-        raise InvalidRequestError("`prompt` must not be empty.", param="prompt")
     token_ids = [item for item in prompt if isinstance(item, int)]
     if len(token_ids) == len(prompt):
         return [token_ids]
@@ -91,7 +95,7 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
     token_ids = truncate_prompt(whole, request, limits)
     check_prompt(token_ids, limits, "prompt")
     max_tokens = fit_max_tokens(
-        request.requested_max_tokens,
+        request,
         limits,
         len(token_ids),
         least=0 if request.echo else 1,  # 0 scores the prompt
@@ -127,26 +131,30 @@ class _ChoiceBuilder:
         self._has_prompt_logprobs = request.prompt_logprobs is not None
         self._as_ids = bool(request.return_tokens_as_token_ids)
         self.has_ids = bool(request.return_token_ids)
-        self._index_to_offset: dict[int, int] = {}
-        """Characters of the tokens shown so far; an index is here once its first piece was built."""
+        self._index_to_offsets: dict[int, TextOffsets] = {}
+        """Of the tokens shown so far; an index is here once its first piece was built."""
+
+    def build_whole(self, index: int, answer: Answer) -> CompletionChoice:
+        """Build a whole choice, which has the prompt's log-probabilities of its own besides those that echo shows."""
+        piece = msgspec.structs.asdict(self.build(index, answer, answer.prompt_logprobs))
+        scored = build_prompt_logprobs(answer.prompt_logprobs) if self._has_prompt_logprobs else None
+        return CompletionChoice(**piece, prompt_logprobs=scored)
 
     def build(
         self, index: int, piece: Answer | CompletionDelta, prompt_logprobs: list[PositionLogprobs]
-    ) -> CompletionChoice:
+    ) -> CompletionChunkChoice:
         """Build the next piece of a choice; the first one carries what belongs to the prompt."""
         source = self._choice_to_source[index]
         prompt = source.prompt
-        is_first = index not in self._index_to_offset
-        finish_reason = piece.finish_reason
-        return CompletionChoice(
+        is_first = index not in self._index_to_offsets
+        return CompletionChunkChoice(
             index=index,
             text=source.echo + piece.text if is_first else piece.text,
             logprobs=self._build_logprobs(index, prompt, piece.logprobs, prompt_logprobs, is_first),
-            finish_reason=finish_reason,
-            stop_reason=UNSET if finish_reason is None else piece.stop_reason,
-            token_ids=list(piece.token_ids) if self.has_ids else UNSET,
-            prompt_token_ids=prompt.token_ids if self.has_ids and is_first else UNSET,
-            prompt_logprobs=build_prompt_logprobs(prompt_logprobs) if self._has_prompt_logprobs else UNSET,
+            finish_reason=piece.finish_reason,
+            stop_reason=piece.stop_reason,
+            token_ids=list(piece.token_ids) if self.has_ids else None,
+            prompt_token_ids=prompt.token_ids if self.has_ids and is_first else None,
         )
 
     def _build_logprobs(
@@ -157,44 +165,48 @@ class _ChoiceBuilder:
         prompt_logprobs: Sequence[PositionLogprobs],
         is_first: bool,
     ) -> CompletionLogprobs | None:
-        offset = self._index_to_offset.setdefault(index, 0)
+        offsets = self._index_to_offsets.setdefault(index, TextOffsets())
         if not self._has_logprobs:
             return None
-        first_token: str | None = None
+        first_token: LogprobEntry | None = None
         if is_first and self._has_echo:
             logprobs = (*prompt_logprobs, *logprobs)
-            first_id = prompt.token_ids[0]
-            first_token = f"token_id:{first_id}" if self._as_ids else self._tokenizer.token_text(first_id)
-        built = build_completion_logprobs(logprobs, first_token=first_token, text_offset=offset, as_ids=self._as_ids)
-        self._index_to_offset[index] += sum(len(position.chosen.token) for position in logprobs)
-        self._index_to_offset[index] += len(first_token or "")
+            first_token = describe_token(self._tokenizer, prompt.token_ids[0])
+        built = build_completion_logprobs(logprobs, first_token=first_token, offsets=offsets, as_ids=self._as_ids)
         return built if built.tokens else None
 
 
 async def _build_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Completion:
     answers = await generation.collect()
-    built = [choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)]
-    return _build_completion(head, built, build_usage(generation), head.system_fingerprint)
-
-
-def _build_completion(
-    head: AnswerHead, choices: list[CompletionChoice], usage: Usage | UnsetType, fingerprint: str | UnsetType
-) -> Completion:
     return Completion(
+        id=head.id,
+        created=head.created,
+        model=head.model,
+        choices=[choices.build_whole(index, answer) for index, answer in enumerate(answers)],
+        usage=build_usage(generation.count_tokens()),
+        system_fingerprint=head.system_fingerprint,
+    )
+
+
+def _build_chunk(
+    head: AnswerHead, choices: list[CompletionChunkChoice], usage: Usage | UnsetType, fingerprint: str | UnsetType
+) -> CompletionChunk:
+    return CompletionChunk(
         id=head.id,
         created=head.created,
         model=head.model,
         choices=choices,
         usage=usage,
         system_fingerprint=fingerprint,
+        kv_transfer_params=None if choices else UNSET,
     )
 
 
-class _CompletionWriter(ChunkWriter[CompletionChoice]):
-    """Writes texts: a chunk is an answer with one choice."""
+class _CompletionWriter(ChunkWriter[CompletionChunkChoice]):
+    """Writes texts."""
 
     def __init__(self, head: AnswerHead, generation: Generation, usage: UsageOptions, choices: _ChoiceBuilder) -> None:
-        super().__init__(_build_completion, head, generation, usage)
+        super().__init__(_build_chunk, head, generation, usage)
         self._choices = choices
         self._held: dict[int, list[PositionLogprobs]] = {}  # a long prompt's arrive in parts, before the first token
 
@@ -205,4 +217,4 @@ class _CompletionWriter(ChunkWriter[CompletionChoice]):
         if not (delta.text or is_last or delta.logprobs or (self._choices.has_ids and delta.token_ids)):
             return b""
         choice = self._choices.build(index, delta, self._held.pop(index, []))
-        return self._encode(choice, is_last=is_last)
+        return self._encode(index, choice, is_last=is_last)

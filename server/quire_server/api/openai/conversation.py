@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart
+from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart, Tool
 from quire_server.frontend.frontend import LONG_TEXT_CHARS, Frontend
 from quire_server.shared.errors import InvalidRequestError
 
@@ -23,6 +23,7 @@ async def render_conversation(
     add_generation_prompt: bool | None,
     continue_final_message: bool | None,
     template_kwargs: Mapping[str, Any] | None,
+    tools: Sequence[Tool] | None = None,
 ) -> str:
     """Render messages with the model's chat template.
 
@@ -42,6 +43,7 @@ async def render_conversation(
     render = functools.partial(
         tokenizer.apply_chat_template,
         built,
+        tools=_check_tools(tools or ()) or None,
         add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=bool(continue_final_message),
         **kwargs,
@@ -69,6 +71,16 @@ def build_messages(messages: Sequence[ChatMessage], *, has_developer_role: bool)
             entry["tool_calls"] = msgspec.to_builtins(message.tool_calls)
         built.append(entry)
     return built
+
+
+def _check_tools(tools: Sequence[Tool]) -> Sequence[Tool]:
+    """Return the tools, each of which has what every template asks of one."""
+    for index, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            param = f"tools[{index}].function.name"
+            raise InvalidRequestError(f"`{param}` is missing: a tool is a function with a name.", param=param)
+    return tools
 
 
 def content_texts(message: ChatMessage, param: str) -> list[str]:

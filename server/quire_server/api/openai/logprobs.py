@@ -1,5 +1,6 @@
 """Log-probabilities in the shapes of the two endpoints. Pure."""
 
+import codecs
 from collections.abc import Iterable, Sequence
 
 from quire_server.api.openai.schemas.answers import (
@@ -31,25 +32,38 @@ def build_chat_logprobs(positions: Iterable[PositionLogprobs], *, as_ids: bool) 
     )
 
 
+class TextOffsets:
+    """Where in one answer's text its tokens begin, in order: of a character that several make, all where it does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._num_chars = 0
+
+    def take(self, token_bytes: bytes) -> int:
+        """Return where the next token begins."""
+        offset = self._num_chars
+        self._num_chars += len(self._decoder.decode(token_bytes))
+        return offset
+
+
 def build_completion_logprobs(
-    positions: Iterable[PositionLogprobs], *, first_token: str | None, text_offset: int, as_ids: bool
+    positions: Iterable[PositionLogprobs], *, first_token: LogprobEntry | None, offsets: TextOffsets, as_ids: bool
 ) -> CompletionLogprobs:
     """Shape them for a completion.
 
     Args:
-        first_token: with `echo`, the prompt's first token, which nothing precedes and which has no log-probability.
-        text_offset: where in the whole text the first of these tokens begins.
+        first_token: with `echo`, the prompt's first token, which nothing precedes: its log-probability is not shown.
+        offsets: of this answer, after the tokens before these.
     """
     built = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
     if first_token is not None:
-        _append(built, first_token, None, None, text_offset)
-        text_offset += len(first_token)
+        _append(built, _key(first_token, as_ids), None, None, offsets.take(first_token.bytes))
     for position in positions:
+        chosen = position.chosen
         top: dict[str, float] = {}
-        for entry in (*position.top, position.chosen):  # the chosen token may not be among the top
+        for entry in (chosen, *position.top):  # the chosen token may not be among the top
             top.setdefault(_key(entry, as_ids), entry.logprob)
-        _append(built, _key(position.chosen, as_ids), position.chosen.logprob, top, text_offset)
-        text_offset += len(position.chosen.token)
+        _append(built, _key(chosen, as_ids), chosen.logprob, top, offsets.take(chosen.bytes))
     return built
 
 
@@ -63,15 +77,14 @@ def _append(
 
 
 def build_prompt_logprobs(positions: Sequence[PositionLogprobs]) -> PromptLogprobs:
-    """Shape a prompt's as vLLM does: one mapping per token, null for the first."""
+    """Shape a prompt's as vLLM does: a mapping per token, the prompt's own first in it; null for the first token."""
     built: PromptLogprobs = [None]
     for position in positions:
-        built.append(
-            {
-                entry.token_id: PromptLogprob(logprob=entry.logprob, rank=entry.rank, decoded_token=entry.token)
-                for entry in (*position.top, position.chosen)
-            }
-        )
+        shown: dict[int, PromptLogprob] = {}
+        for entry in (position.chosen, *position.top):
+            logprob = PromptLogprob(logprob=entry.logprob, rank=entry.rank, decoded_token=entry.token)
+            shown.setdefault(entry.token_id, logprob)
+        built.append(shown)
     return built
 
 

@@ -4,13 +4,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
+import msgspec
+
+from quire_server.api.openai.schemas.requests import SWITCHES, UNSERVED, GenerationFields
 from quire_server.engine.border import validation
 from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
 from quire_server.shared.config import SchedulingPolicy
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError
-from quire_server.shared.field_values import read_texts
+from quire_server.shared.field_values import read_texts, read_token_biases
 from quire_server.shared.sampling_params import SamplingParams
 
 T = TypeVar("T")
@@ -50,18 +52,31 @@ def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None
     Raises:
         InvalidRequestError: a field of `UNSERVED` asks for something, or two fields contradict each other.
     """
-    for name, neutral_values in UNSERVED.items():
-        value = getattr(request, name, None)
-        if value is not None and not _is_neutral(value, neutral_values):
-            raise InvalidRequestError(f"`{name}` is not supported by this server.", param=name)
+    refuse_unserved_fields(request)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequestError("`stream_options` can only be given with `stream: true`.", param="stream_options")
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequestError("`prompt_logprobs` is not available with `stream: true`.", param="prompt_logprobs")
     if request.priority and policy != "priority":
         raise InvalidRequestError("`priority` needs a server started with --scheduling-policy priority.", "priority")
-    if request.cache_salt == "":
-        raise InvalidRequestError("`cache_salt` must not be empty.", param="cache_salt")
+
+
+def refuse_unserved_fields(request: msgspec.Struct, served: Collection[str] = ()) -> None:
+    """Refuse what a field of `UNSERVED` asks for, but for those that this endpoint serves.
+
+    Raises:
+        InvalidRequestError: one of them asks for something.
+    """
+    for name, neutral_values in UNSERVED.items():
+        value = None if name in served else getattr(request, name, None)
+        if value is None or _is_neutral(value, neutral_values) or _is_switched_off(request, name):
+            continue
+        raise InvalidRequestError(f"`{name}` is not supported by this server.", param=name)
+
+
+def _is_switched_off(request: msgspec.Struct, name: str) -> bool:
+    switch, off = SWITCHES.get(name, (None, None))
+    return switch is not None and getattr(request, switch, None) == off
 
 
 def _is_neutral(value: object, neutral_values: Collection[object]) -> bool:
@@ -77,7 +92,7 @@ def truncate_prompt(token_ids: list[int], request: GenerationFields, limits: Mod
         rule = f"`truncate_prompt_tokens` must be -1 or in [1, {limits.max_model_len}], got {size}."
         raise InvalidRequestError(rule, param="truncate_prompt_tokens")
     if size == -1:
-        size = limits.max_model_len - max(1, request.requested_max_tokens or 1)
+        size = limits.max_model_len - (request.requested_max_tokens != 0)  # room for one token, if one is wanted
     if size < 1 or len(token_ids) <= size:
         return token_ids
     return token_ids[:size] if request.truncation_side == "right" else token_ids[-size:]
@@ -106,7 +121,7 @@ def build_sampling_params(
 ) -> SamplingParams:
     """Fill in defaults and check the values. `seed` is the request's; answer i of several gets seed + i later."""
     _check_choices(request, defaults)
-    logit_bias, allowed = request.logit_bias or {}, request.allowed_token_ids
+    biases, allowed = read_token_biases("logit_bias", request.logit_bias), request.allowed_token_ids
     return SamplingParams(
         n=_or(request.n, 1),
         presence_penalty=_or(request.presence_penalty, 0.0),
@@ -127,7 +142,7 @@ def build_sampling_params(
         skip_special_tokens=_or(request.skip_special_tokens, True),
         spaces_between_special_tokens=_or(request.spaces_between_special_tokens, True),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in logit_bias.items()},
+        logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in biases.items()},
         allowed_token_ids=None if allowed is None else tuple(allowed),
     )
 
@@ -142,33 +157,37 @@ def build_generation_request(
 
 
 def fit_max_tokens(
-    requested: int | None, limits: ModelLimits, prompt_len: int, *, least: int = 1, default: int | None, param: str
+    request: GenerationFields, limits: ModelLimits, prompt_len: int, *, least: int = 1, default: int | None, param: str
 ) -> int:
-    """Choose how many tokens may be generated after a prompt of `prompt_len` tokens.
+    """Choose how many tokens may be generated after a prompt of `prompt_len` tokens: what was asked for, or the room.
+
+    Editors' clients ask for as much as a model can ever give, and count on being given what is left.
 
     Args:
-        requested: what the client asks for, at least `least`.
+        least: what the client may ask for at least.
         default: where it asks for nothing; None: what there is room for.
         param: the field that the prompt came from.
 
     Raises:
-        InvalidRequestError: `requested` is too small.
-        ContextLengthError: prompt and answer do not fit the model's context.
+        InvalidRequestError: fewer than `least` are asked for.
+        ContextLengthError: the prompt alone leaves no room, or what is asked for would fit after no prompt.
     """
+    requested, field = request.requested_max_tokens, request.max_tokens_field
     if requested is not None and requested < least:
-        raise InvalidRequestError(f"max_tokens must be at least 1, got {requested}.", param="max_tokens")
+        raise InvalidRequestError(f"{field} must be at least 1, got {requested}.", param=field)
+    if requested is not None and requested > limits.max_model_len:
+        message = f"{_context_of(limits)} you requested {requested} tokens ({field}) in the completion alone."
+        raise ContextLengthError(f"{message} Please ask for fewer.", param=field)
     room = limits.max_model_len - prompt_len
-    needed = 1 if requested is None else requested
-    if needed > room:
-        raise ContextLengthError(
-            f"This model's maximum context length is {limits.max_model_len} tokens. However, you requested "
-            f"{prompt_len + needed} tokens ({prompt_len} in the {param}, {needed} in the completion). "
-            f"Please reduce the length of the {param} or completion.",
-            param=param,
-        )
-    if requested is not None:
-        return requested
-    return room if default is None else min(room, default)
+    if room < (1 if requested is None else min(requested, 1)):
+        message = f"{_context_of(limits)} there are {prompt_len} tokens in the {param}, which leaves no room to answer."
+        raise ContextLengthError(f"{message} Please reduce the length of the {param}.", param=param)
+    wanted = default if requested is None else requested
+    return room if wanted is None else min(room, wanted)
+
+
+def _context_of(limits: ModelLimits) -> str:
+    return f"This model's maximum context length is {limits.max_model_len} tokens. However,"
 
 
 def _check_choices(request: GenerationFields, defaults: SamplingDefaults) -> None:

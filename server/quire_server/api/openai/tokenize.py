@@ -1,38 +1,43 @@
 """/tokenize and /detokenize: what the model's tokenizer and chat template make of a text."""
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.body import decode_body
 from quire_server.api.errors import json_response
+from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.conversation import render_conversation
 from quire_server.api.openai.models import resolve_model
-from quire_server.api.openai.sampling import ModelLimits, check_token_ids
+from quire_server.api.openai.reading import read_request
+from quire_server.api.openai.sampling import ModelLimits, check_token_ids, refuse_unserved_fields
 from quire_server.api.openai.schemas.answers import DetokenizeResponse, TokenizeResponse
 from quire_server.api.openai.schemas.requests import DetokenizeRequest, TokenizeRequest
 from quire_server.api.state import get_frontend
 from quire_server.frontend.frontend import Frontend
 from quire_server.shared.errors import InvalidRequestError
 
-_tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
-_detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
+_tokenize_decoder = LenientDecoder(TokenizeRequest)
+_detokenize_decoder = LenientDecoder(DetokenizeRequest)
 
 
 async def tokenize(request: Request) -> Response:
     """POST /tokenize."""
     frontend = get_frontend(request)
-    body = await decode_body(request, _tokenize_decoder, frontend.config.max_request_body_bytes)
+    body = await read_request(request, _tokenize_decoder)
     resolve_model(frontend, body.model)
+    refuse_unserved_fields(body, served=("tools",))
     token_ids = await _encode(frontend, body)
     return json_response(
         TokenizeResponse(
             count=len(token_ids),
             max_model_len=frontend.max_model_len,
             tokens=token_ids,
-            token_strs=[frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None,
+            token_strs=_vocabulary_strings(frontend, token_ids) if body.return_token_strs else None,
         )
     )
+
+
+def _vocabulary_strings(frontend: Frontend, token_ids: list[int]) -> list[str]:
+    return [frontend.tokenizer.vocabulary_string(token_id) for token_id in token_ids]
 
 
 async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
@@ -47,6 +52,7 @@ async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
         template_kwargs=body.chat_template_kwargs,
+        tools=body.tools,
     )
     return await frontend.encode(text, add_special_tokens=bool(body.add_special_tokens))
 
@@ -54,7 +60,7 @@ async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
 async def detokenize(request: Request) -> Response:
     """POST /detokenize."""
     frontend = get_frontend(request)
-    body = await decode_body(request, _detokenize_decoder, frontend.config.max_request_body_bytes)
+    body = await read_request(request, _detokenize_decoder)
     resolve_model(frontend, body.model)
     check_token_ids(body.tokens, ModelLimits.of(frontend), "tokens")
     return json_response(DetokenizeResponse(prompt=frontend.tokenizer.decode(body.tokens, skip_special_tokens=False)))

@@ -1,13 +1,14 @@
 """What the OpenAI-compatible endpoints answer, as OpenAI and vLLM shape it.
 
 Responses and stream chunks are structs so that encoding one costs about a microsecond. A field that OpenAI shows as
-null is None here; a field that is only there when asked for is UNSET.
+null is None here; a field that is only there when asked for is UNSET. A whole answer has vLLM's own fields even where
+they are null, a chunk those that vLLM puts into a chunk of its kind.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from quire_server.engine.request import FinishReason
 from quire_server.generation.messages import MessageFinishReason
@@ -68,6 +69,10 @@ class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     content: str
     refusal: str | None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    reasoning: None = None
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +81,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None
     finish_reason: MessageFinishReason | None
     stop_reason: int | str | None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +94,10 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    service_tier: None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+    kv_transfer_params: None = None
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +111,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: ChatLogprobs | None = None
     finish_reason: MessageFinishReason | None = None
     stop_reason: int | str | UnsetType | None = UNSET
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType | None = UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,30 +124,49 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType | None = UNSET
+    kv_transfer_params: UnsetType | None = UNSET
 
 
-class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | UnsetType | None = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionChoice(CompletionChunkChoice, frozen=True, kw_only=True):
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer of POST /v1/completions, and (with one choice) one event of a streamed one."""
+    """Answer of POST /v1/completions."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
     choices: list[CompletionChoice]
+    usage: Usage
+    system_fingerprint: str
+    service_tier: None = None
+    kv_transfer_params: None = None
+
+
+class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed completion."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    kv_transfer_params: UnsetType | None = UNSET
 
 
 class ModelPermission(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,10 +226,13 @@ class VersionResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong, in vLLM's keys; `reason` is ours."""
+
     message: str
     type: str
     param: str | None = None
-    code: str | None = None
+    code: Annotated[int, Meta(description="The HTTP status; in a stream, what it would have been.")]
+    reason: Annotated[str | None, Meta(description="A word for programs, such as context_length_exceeded.")] = None
 
 
 class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
