@@ -227,7 +227,7 @@ def test_draining_refuses_waits_and_then_aborts(start: Callable[..., Server]) ->
         assert server.get("/livez")[0] == 200
         server.process.send_signal(signal.SIGTERM)  # enough of waiting
         rest = response.read().decode()
-    assert '"code":"draining"' in rest
+    assert '"reason":"draining"' in rest
     assert rest.endswith("data: [DONE]\n\n")
     assert server.exit_code() == 0
     assert not server.termination.exists()
