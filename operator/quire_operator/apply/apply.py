@@ -186,7 +186,7 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
                 return _Outcome.LEARNED
         before = store.get(ref)  # the watch may have told of it meanwhile
     else:
-        _check_owner(before, manifest)
+        _check_is_free(before, manifest)
     after = await (_apply_as_owner(kube, manifest) if before is None else _apply_over(kube, before, manifest))
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
@@ -265,7 +265,7 @@ async def _patch(kube: Kube, store: Store, ref: Ref, patch: Manifest) -> _Outcom
 
 
 def _check_is_free(live: Manifest, wanted: Manifest) -> None:
-    """Raise unless an object that the store did not know may be taken for the wanted one."""
+    """Raise unless an object may be taken for the wanted one. Others' may have our label, and so be in the store."""
     if not _is_ours(live, wanted):
         message = f"an object of this name exists and is not Quire's; delete it or rename the {names.KIND}"
         raise NameTakenError(message)
@@ -287,7 +287,7 @@ def _owner_names(manifest: Manifest) -> set[str]:
 
 
 def _is_ours(live: Manifest, wanted: Manifest) -> bool:
-    """Whether an object that the store did not know is one that we made: labels may have been edited away."""
+    """Whether an object is one that we made: labels may have been edited away."""
     return (
         label_of(live, names.LABEL_MANAGED_BY) == names.MANAGED_BY
         or annotation_of(live, names.ANNOTATION_APPLIED_HASH) is not None

@@ -6,6 +6,7 @@ is nothing to change it writes nothing. Decisions are made by the functions of `
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -213,8 +214,12 @@ def without_nulls(value: Any) -> Any:
 def _raise_unless_done(applied: Applied) -> None:
     if applied.failure is not None:
         raise applied.failure
-    if applied.refusals:
-        raise applied.refusals[0].error
+    if applied.refusals:  # the one that is to be looked at again first
+        raise min((refusal.error for refusal in applied.refusals), key=_longest_wait_s)
+
+
+def _longest_wait_s(error: KubeError) -> float:
+    return float(getattr(error, "retry_within_s", math.inf))
 
 
 def _soonest(*times_s: float | None) -> float | None:

@@ -45,6 +45,11 @@ NOT_ACCEPTED: Final = "NotAccepted"
 PROGRESSING: Final = "Progressing"
 MAX_MESSAGE_LENGTH: Final = 4096
 
+SERVICE_MISLED: Final = "ServiceMisled"
+_MISLED_MESSAGE: Final = (
+    "The Service's selector or port does not lead to the ready pods; undo what was edited, or delete the Service: it is"
+    " made again"
+)
 _STATUS: Final = {True: "True", False: "False", None: "Unknown"}
 _SUSPENDED_MESSAGE: Final = "spec.suspend is true; set it to false to serve"
 _ZERO_UNANSWERED: Final = (
@@ -205,11 +210,13 @@ def _judge_service(situation: Situation, routes_through_gateway: bool) -> Condit
         message = "The Service is not there yet; the operator makes it"
         return Condition(type=SERVICE_READY, holds=False, reason="ServiceMissing", message=message)
     if situation.is_serving:
-        message = "The Service leads to " + _count(situation.num_ready, "ready replica")
+        message = "The Service leads to " + _count(situation.num_reached, "ready replica")
         return Condition(type=SERVICE_READY, holds=True, reason=SERVICE_READY, message=message)
     if routes_through_gateway and not situation.is_suspended:
         message = "The gateway answers, and holds requests until a replica is ready"
         return Condition(type=SERVICE_READY, holds=True, reason="Gateway", message=message)
+    if situation.num_ready:
+        return Condition(type=SERVICE_READY, holds=False, reason=SERVICE_MISLED, message=_MISLED_MESSAGE)
     message = "The Service leads to no ready pod"
     return Condition(type=SERVICE_READY, holds=False, reason="NoEndpoints", message=message)
 
@@ -260,8 +267,8 @@ def _blocked(message: str) -> Condition:
 def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool) -> Condition:
     if situation.is_suspended:
         return Condition(type=READY, holds=False, reason=SUSPENDED, message=_SUSPENDED_MESSAGE)
-    if situation.is_serving and situation.has_service:
-        message = f"{situation.num_ready} of {_count(situation.desired, 'replica')} ready"
+    if situation.is_serving:
+        message = f"{situation.num_reached} of {_count(situation.desired, 'replica')} ready"
         return Condition(type=READY, holds=True, reason="Serving", message=message)
     if plan.accepted.holds is False:
         return _from_verdict(READY, plan.accepted)
@@ -273,12 +280,13 @@ def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool)
         message = "The model is being downloaded" if situation.is_job_running else "The model is not in its volume yet"
         return Condition(type=READY, holds=False, reason=reason, message=message)
     if situation.desired == 0:
-        if routes_through_gateway:
+        if routes_through_gateway and situation.has_service:
             message = "No replicas are wanted; the gateway wakes the model when it is asked"
             return Condition(type=READY, holds=True, reason=SCALED_TO_ZERO, message=message)
         return Condition(type=READY, holds=False, reason=SCALED_TO_ZERO, message=_ZERO_UNANSWERED)
-    if not situation.has_service and situation.is_serving:
-        return Condition(type=READY, holds=False, reason="ServiceMissing", message="The Service is being made")
+    if situation.num_ready:
+        service = _judge_service(situation, routes_through_gateway=False)
+        return Condition(type=READY, holds=False, reason=service.reason, message=service.message)
     if situation.is_pod_started:
         return Condition(type=READY, holds=False, reason=LOADING, message="The server loads the model")
     has_node = situation.num_live > 0 and situation.are_all_scheduled

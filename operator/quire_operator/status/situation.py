@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quire_contract import model_facts
+from quire_contract import model_facts, names
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.names import LABEL_REVISION
 from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
-from quire_operator.objects import SERVICE, Manifest, label_of
+from quire_operator.objects import SERVICE, Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.plan.cache.download_pods import pods_of_job
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
+from quire_operator.status.reachability import reached_pods
 from quire_operator.status.reasons import (
     NO_DEFAULT_STORAGE_CLASS,
     STORAGE_CLASS_CURE,
@@ -59,10 +61,13 @@ class Situation:
     num_live: int
     """Replicas that exist, neither ending nor over."""
     num_ready: int
+    num_reached: int
+    """Ready replicas that the Service leads to: those that answer a client."""
     num_ending: int
     num_old: int
     """Live replicas of another template than the wanted one."""
     has_service: bool
+    """The very Service that clients call is there."""
     is_template_current: bool
     """The live workload has the wanted template."""
     is_rolled_out: bool
@@ -85,7 +90,7 @@ class Situation:
 
     @property
     def is_serving(self) -> bool:
-        return self.num_ready > 0
+        return self.num_reached > 0
 
 
 def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
@@ -98,7 +103,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         desired = replicas_of(workload)
     alive = [pod for pod in observed.pods if not is_ending(pod) and not is_over(pod)]
     leaders = [pod for pod in alive if label_of(pod, WORKER_INDEX_LABEL) in (None, "0")]
-    num_ready = sum(map(is_ready, leaders))
+    service = _find_service(observed)
     revision = plan.revision or (label_of(workload, LABEL_REVISION) if workload is not None else None)
     current = [pod for pod in alive if label_of(pod, LABEL_REVISION) == revision]
     num_current = sum(label_of(pod, LABEL_REVISION) == revision for pod in leaders)
@@ -111,15 +116,16 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         desired=desired,
         is_suspended=bool(spec.get("suspend")),
         num_live=len(leaders),
-        num_ready=num_ready,
+        num_ready=sum(map(is_ready, leaders)),
+        num_reached=len(reached_pods(service, leaders)),
         num_ending=sum(map(is_ending, observed.pods)),
         num_old=len(leaders) - num_current,
-        has_service=_has_service(observed, plan),
+        has_service=service is not None,
         is_template_current=is_template_current,
         is_rolled_out=is_template_current and len(leaders) == num_current and _is_rolled_out(observed, plan, workload),
         is_deadline_exceeded=is_deadline_exceeded(workload),
         are_all_scheduled=all((condition_of(pod, "PodScheduled") or {}).get("status") == "True" for pod in alive),
-        is_job_running=any(map(is_running, observed.job_pods)),
+        is_job_running=any(map(is_running, pods_of_job(observed))),
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
         workload_problem=find_workload_problem(workload, is_short),
@@ -136,11 +142,11 @@ def _worst(found: Any) -> Finding | None:
     return min((finding for finding in found if finding is not None), default=None)
 
 
-def _has_service(observed: Observed, plan: Plan) -> bool:
-    """Whether the Service is there, or is made now."""
-    if any(ref.kind == SERVICE for ref in observed.children):
-        return True
-    return any(getattr(action, "manifest", {}).get("kind") == SERVICE.kind for action in plan.actions)
+def _find_service(observed: Observed) -> Manifest | None:
+    """Return the Service that clients call: the one of its name that this LLMDeployment owns."""
+    metadata = observed.manifest["metadata"]
+    name = names.service_name(metadata["name"])
+    return observed.children.get(Ref(kind=SERVICE, namespace=metadata["namespace"], name=name))
 
 
 def _is_rolled_out(observed: Observed, plan: Plan, workload: Manifest | None) -> bool:
@@ -177,7 +183,7 @@ def _find_model_problem(observed: Observed, verdict: Verdict, cluster: ClusterFa
 
 def _find_job_obstacle(observed: Observed) -> Finding | None:
     """Return what keeps the download's newest pod from running. How tries ended, the plan knows."""
-    newest = max(observed.job_pods, key=_creation, default=None)
+    newest = next(reversed(pods_of_job(observed)), None)
     if newest is None:
         return find_job_refusal(observed.job, observed.warnings)
     if is_over(newest):
@@ -185,10 +191,6 @@ def _find_job_obstacle(observed: Observed) -> Finding | None:
     found = find_pod_problem(newest, observed.warnings)
     is_obstacle = found is not None and found.stage is not Stage.PROCESS and found.reason != VOLUME_NOT_BOUND
     return found if is_obstacle else None
-
-
-def _creation(pod: Manifest) -> tuple[str, str]:
-    return str(pod["metadata"].get("creationTimestamp", "")), pod["metadata"]["name"]
 
 
 def _describe_restarts(pods: Sequence[Manifest]) -> str:
