@@ -115,14 +115,14 @@ class Reconciler:
 
     async def _converge(self, key: Key, now: float) -> "_Result | None":
         """Plan and apply until a plan has nothing left to do."""
-        seen = observe(self.store, key)
+        seen = observe(self.store, key, at=now)
         if seen is None or "deletionTimestamp" in seen.manifest["metadata"]:
             return None
         answers = await self._ask(seen)
         warnings, look_again_s = await fetch_warnings(self.kube, seen, now)
         done: list[Action] = []
         for _ in range(MAX_ROUNDS):
-            seen = observe(self.store, key, probes=answers, warnings=warnings)
+            seen = observe(self.store, key, probes=answers, warnings=warnings, at=now)
             if seen is None:
                 return None
             observed = seen

@@ -32,7 +32,7 @@ from quire_operator.status.reasons import (
     reason_line,
 )
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, WarningEvent
 from quire_operator.watch.pods import (
     VOLUME_NOT_BOUND,
     condition_of,
@@ -111,7 +111,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
     is_template_current = workload is not None and label_of(workload, LABEL_REVISION) == plan.revision
     # A pod that is over was replaced already; what ended it matters only where nothing came after it.
     judged = alive or list(observed.pods)
-    problems = {pod["metadata"]["name"]: find_pod_problem(pod, observed.warnings) for pod in judged}
+    problems = {pod["metadata"]["name"]: find_pod_problem(pod, observed.warnings, observed.at) for pod in judged}
     return Situation(
         desired=desired,
         is_suspended=bool(spec.get("suspend")),
@@ -132,7 +132,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         pod_problem=_worst(problems.values()),
         current_problem=_worst(problems.get(pod["metadata"]["name"]) for pod in current),
         scheduling_problem=_worst(one for one in problems.values() if one and one.stage is Stage.SCHEDULING),
-        restarts=_describe_restarts(alive),
+        restarts=_describe_restarts(alive, observed.warnings),
         download_line=describe_download(observed.progress),
         loading_line=_describe_loading(observed, alive),
     )
@@ -188,15 +188,15 @@ def _find_job_obstacle(observed: Observed) -> Finding | None:
         return find_job_refusal(observed.job, observed.warnings)
     if is_over(newest):
         return None
-    found = find_pod_problem(newest, observed.warnings)
+    found = find_pod_problem(newest, observed.warnings, observed.at)
     is_obstacle = found is not None and found.stage is not Stage.PROCESS and found.reason != VOLUME_NOT_BOUND
     return found if is_obstacle else None
 
 
-def _describe_restarts(pods: Sequence[Manifest]) -> str:
+def _describe_restarts(pods: Sequence[Manifest], warnings: Sequence[WarningEvent]) -> str:
     told = []
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
-        count, cause = restart_count(pod), find_restart_cause(pod)
+        count, cause = restart_count(pod), find_restart_cause(pod, warnings)
         if count and cause is not None:
             times = "once" if count == 1 else f"{count} times"
             told.append(f"{pod['metadata']['name']} was restarted {times}, last for {cause.line}")

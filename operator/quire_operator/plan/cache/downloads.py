@@ -236,7 +236,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods)) is not None:
+    if (obstacle := find_obstacle(given.pods, observed.at)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
@@ -252,7 +252,9 @@ def _progress_verdict(given: _Download) -> Verdict:
 
 def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
     """A pod that finds no node because its volume is not there has the volume's trouble."""
-    return trouble if trouble is not None and obstacle.reason == "DownloadUnschedulable" else obstacle
+    return (
+        trouble if trouble is not None and obstacle.reason in ("DownloadUnschedulable", "VolumePending") else obstacle
+    )
 
 
 def _progress_message(given: _Download) -> str:
