@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeGuard
 
 from quire_contract import names
 from quire_operator.kube import (
@@ -43,6 +43,7 @@ from quire_operator.objects import (
     ref_of,
 )
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.plan.drift import describe_drift
 from quire_operator.times import format_time
 from quire_operator.watch.ownership import WHOLE_MANAGER, is_owned_whole, make_over
 from quire_operator.watch.store import Store, owner_uids
@@ -109,9 +110,10 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
     for action in actions:
         try:
             outcome = await _carry_out(kube, store, action, now)
-            has_learned |= outcome is not _Outcome.NOTHING
+            is_overruled = outcome is _Outcome.DONE and _is_overruled(store, action)
+            has_learned |= outcome is not _Outcome.NOTHING and not is_overruled
             if outcome is _Outcome.DONE:
-                done.append(action)
+                done.append(dataclasses.replace(action, is_overruled=True) if is_overruled else action)
         except (InvalidError, ForbiddenError, NameTakenError) as error:
             refusals.append(_refusal(action, error))
         except NamespaceTerminatingError:
@@ -127,6 +129,14 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
         is_namespace_ending=is_namespace_ending,
         has_learned=has_learned,
     )
+
+
+def _is_overruled(store: Store, action: Action) -> TypeGuard[Apply]:
+    """Whether something was healed in vain: admission has changed it again on its way in."""
+    if not isinstance(action, Apply) or not action.is_drift:
+        return False
+    live = store.get(ref_of(action.manifest))
+    return live is not None and bool(describe_drift(action.manifest, live))
 
 
 def with_refusals(plan: Plan, applied: Applied) -> Plan:

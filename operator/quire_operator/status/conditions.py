@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from quire_contract import names
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.status.reasons import ROLLOUT_DEADLINE_EXCEEDED, Finding, Stage, as_line, as_reason
 from quire_operator.status.situation import DOWNLOADING, LOADING, Situation
@@ -36,6 +37,8 @@ CONDITION_TYPES: Final = (
 )
 
 SUSPENDED: Final = "Suspended"
+PAUSED: Final = "Paused"
+PAUSED_MESSAGE: Final = f"{names.ANNOTATION_PAUSED} is true: nothing is changed or healed until it is removed"
 SCALED_TO_ZERO: Final = "ScaledToZero"
 ROLLOUT_BLOCKED: Final = "RolloutBlocked"
 ROLLOUT_FAILED: Final = "RolloutFailed"
@@ -159,12 +162,11 @@ def find_worst(situation: Situation, plan: Plan) -> Finding | None:
     return find_gate_problem(situation, plan) or situation.workload_problem or situation.pod_problem
 
 
-def _none_wanted(type_: str, situation: Situation) -> Condition:
-    reason = SUSPENDED if situation.is_suspended else SCALED_TO_ZERO
-    return Condition(type=type_, holds=None, reason=reason, message="No pod is wanted")
-
-
-def _no_pods_yet(type_: str, plan: Plan) -> Condition:
+def _no_pods(type_: str, situation: Situation, plan: Plan) -> Condition:
+    """Say why there is no pod: none is wanted, or none can be made yet."""
+    if situation.is_suspended or (situation.desired == 0 and plan.accepted.holds is not False):
+        reason = SUSPENDED if situation.is_suspended else SCALED_TO_ZERO
+        return Condition(type=type_, holds=None, reason=reason, message="No pod is wanted")
     if plan.accepted.holds is False:
         reason, message = NOT_ACCEPTED, "No pod is made from a spec that is not accepted"
     elif plan.model_cached.holds is not True:
@@ -182,7 +184,7 @@ def _judge_scheduled(situation: Situation, plan: Plan) -> Condition:
     if situation.scheduling_problem is not None:
         return _from_finding(SCHEDULED, situation.scheduling_problem)
     if situation.num_live == 0:
-        return _none_wanted(SCHEDULED, situation) if situation.desired == 0 else _no_pods_yet(SCHEDULED, plan)
+        return _no_pods(SCHEDULED, situation, plan)
     if not situation.are_all_scheduled:
         return Condition(type=SCHEDULED, holds=None, reason=PENDING, message="The scheduler has not said where yet")
     return Condition(type=SCHEDULED, holds=True, reason=SCHEDULED, message="All pods have a node")
@@ -192,7 +194,7 @@ def _judge_loaded(situation: Situation, plan: Plan) -> Condition:
     if situation.num_live == 0:
         if situation.pod_problem is not None and situation.pod_problem.stage is not Stage.SCHEDULING:
             return _from_finding(LOADED, situation.pod_problem)
-        return _none_wanted(LOADED, situation) if situation.desired == 0 else _no_pods_yet(LOADED, plan)
+        return _no_pods(LOADED, situation, plan)
     if situation.num_ready >= max(situation.desired, 1) and situation.num_ready == situation.num_live:
         if situation.restarts:
             return Condition(type=LOADED, holds=True, reason=RESTARTED, message=situation.restarts)
@@ -223,6 +225,10 @@ def _judge_service(situation: Situation, routes_through_gateway: bool) -> Condit
 
 def judge_rollout(situation: Situation, plan: Plan) -> Condition:
     """Tell whether what is wanted is what runs; if not, what stops it."""
+    if plan.is_paused:
+        is_done = situation.is_rolled_out and not plan.num_withheld
+        message = f"{PAUSED_MESSAGE}; {_count(plan.num_withheld, 'write')} held back"
+        return Condition(type=ROLLOUT_COMPLETE, holds=is_done, reason=PAUSED, message=message)
     if plan.accepted.holds is False:
         message = "The spec is not accepted: see Accepted. What ran before goes on"
         return Condition(type=ROLLOUT_COMPLETE, holds=False, reason=NOT_ACCEPTED, message=message)

@@ -25,6 +25,7 @@ NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
 STORAGE_CLASS_CURE: Final = "set spec.cache.storageClassName"
 VOLUME_LOST: Final = "VolumeLost"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
+DEPLOYMENT_PAUSED: Final = "DeploymentPaused"
 ROLLOUT_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 
 _FORBIDDEN: Final = re.compile(r'^(Error creating: )?(pods? "[^"]*" is forbidden: )?')
@@ -150,10 +151,16 @@ def _says_no_class(warning: WarningEvent | None) -> bool:
     return warning is not None and "no storage class is set" in warning.message
 
 
-def find_workload_problem(workload: Manifest | None, is_short_of_pods: bool) -> Finding | None:
-    """Tell why a workload makes no pods. A refusal is over once the pods are there."""
+def find_workload_problem(
+    workload: Manifest | None, *, is_short_of_pods: bool, is_rolling: bool = False
+) -> Finding | None:
+    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new."""
     if workload is None or not is_short_of_pods:
         return None
+    if is_rolling and (workload.get("spec") or {}).get("paused"):
+        name = workload["metadata"]["name"]
+        detail = f"Deployment {name} is paused, so that no new pods are made; kubectl rollout resume deployment/{name}"
+        return Finding(stage=Stage.WORKLOAD, reason=DEPLOYMENT_PAUSED, detail=detail, is_final=True)
     failure = conditions_of(workload).get("ReplicaFailure")
     if failure is not None and failure.get("status") == "True":
         return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")))

@@ -128,7 +128,9 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         is_job_running=any(map(is_running, pods_of_job(observed))),
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
-        workload_problem=find_workload_problem(workload, is_short),
+        workload_problem=find_workload_problem(
+            workload, is_short_of_pods=is_short, is_rolling=num_current < len(leaders) or not leaders
+        ),
         pod_problem=_worst(problems.values()),
         current_problem=_worst(problems.get(pod["metadata"]["name"]) for pod in current),
         scheduling_problem=_worst(one for one in problems.values() if one and one.stage is Stage.SCHEDULING),

@@ -16,6 +16,8 @@ from quire_operator.spec.settings import Settings
 from quire_operator.status.cold_start import derive_cold_start
 from quire_operator.status.conditions import (
     NOT_ACCEPTED,
+    PAUSED,
+    PAUSED_MESSAGE,
     PENDING,
     READY,
     ROLLOUT_BLOCKED,
@@ -122,6 +124,9 @@ def _reason(situation: Situation, plan: Plan, by_type: Mapping[str, Condition]) 
         is_stuck = rollout.reason in (ROLLOUT_BLOCKED, ROLLOUT_FAILED)
         if is_stuck and _is_updating(situation):
             return reason_line(rollout.reason, rollout.message)
+    if plan.is_paused and worst is None:
+        return reason_line(PAUSED, PAUSED_MESSAGE)
+    if ready.holds:
         return worst.line if worst is not None else ""
     return worst.line if worst is not None else _progress_line(situation, plan, ready)
 

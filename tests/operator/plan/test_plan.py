@@ -100,14 +100,30 @@ def test_an_edited_child_is_healed_and_said_to_be() -> None:
     assert world.workload()["spec"]["template"]["spec"]["containers"][0]["image"] != "evil"
 
 
+SMALLER = {"limits": {"cpu": "2", "memory": "8Gi"}}
+
+
 def test_a_changed_spec_is_no_drift() -> None:
     world = served()
     world.set_spec(engine={"maxModelLen": 2048})
     changed = [action for action in world.plan().actions if isinstance(action, Apply)]
     assert changed
     assert not any(action.is_drift for action in changed)
-    assert changed[-1].reason.startswith("Changed: ")
-    assert "applied-hash" not in changed[-1].reason
+    container = "spec.template.spec.containers[server]"
+    assert changed[-1].reason == f"Changed: {container}.args", "and nothing of the operator's own marks"
+    world.settle()
+    world.set_spec(
+        engine={"maxModelLen": 2048, "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
+        resources=SMALLER,
+    )
+    (workload,) = (action for action in world.plan().actions if isinstance(action, Apply))
+    assert workload.reason == (
+        f"Changed: {container}.env[OMP_NUM_THREADS].value, {container}.env[A], {container}.env[B] and 1 more"
+    )
+    world.settle()
+    world.set_spec(engine={"maxModelLen": 2048}, resources=SMALLER)
+    (workload,) = (action for action in world.plan().actions if isinstance(action, Apply))
+    assert workload.reason == "Changed: what is no longer asked for was taken out"
 
 
 def test_a_deleted_child_is_made_again() -> None:
