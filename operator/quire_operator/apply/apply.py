@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final, TypeGuard
+from typing import Final
 
 from quire_contract import names
 from quire_operator.kube import (
@@ -110,10 +110,10 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
     for action in actions:
         try:
             outcome = await _carry_out(kube, store, action, now)
-            is_overruled = outcome is _Outcome.DONE and _is_overruled(store, action)
-            has_learned |= outcome is not _Outcome.NOTHING and not is_overruled
+            overruled = _overruled(store, action) if outcome is _Outcome.DONE else None
+            has_learned |= outcome is not _Outcome.NOTHING and overruled is None
             if outcome is _Outcome.DONE:
-                done.append(dataclasses.replace(action, is_overruled=True) if is_overruled else action)
+                done.append(overruled or action)
         except (InvalidError, ForbiddenError, NameTakenError) as error:
             refusals.append(_refusal(action, error))
         except NamespaceTerminatingError:
@@ -131,12 +131,13 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
     )
 
 
-def _is_overruled(store: Store, action: Action) -> TypeGuard[Apply]:
-    """Whether something was healed in vain: admission has changed it again on its way in."""
+def _overruled(store: Store, action: Action) -> Apply | None:
+    """Return what was healed in vain, and is marked so: admission has changed it again on its way in."""
     if not isinstance(action, Apply) or not action.is_drift:
-        return False
+        return None
     live = store.get(ref_of(action.manifest))
-    return live is not None and bool(describe_drift(action.manifest, live))
+    is_as_sent = live is None or not describe_drift(action.manifest, live)
+    return None if is_as_sent else dataclasses.replace(action, is_overruled=True)
 
 
 def with_refusals(plan: Plan, applied: Applied) -> Plan:
