@@ -297,6 +297,8 @@ def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool)
         return Condition(type=READY, holds=False, reason=LOADING, message="The server loads the model")
     has_node = situation.num_live > 0 and situation.are_all_scheduled
     message = "A pod has a node; its image is pulled or its volume mounted" if has_node else "The pods are being made"
+    if situation.running_init:
+        message = f"Init container {situation.running_init} runs; the server starts when it has ended"
     return Condition(type=READY, holds=False, reason=PENDING, message=message)
 
 

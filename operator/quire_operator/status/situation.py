@@ -42,6 +42,7 @@ from quire_operator.watch.pods import (
     is_ready,
     is_running,
     restart_count,
+    running_init_container,
 )
 
 DOWNLOADING: Final = "Downloading"
@@ -74,6 +75,8 @@ class Situation:
     is_deadline_exceeded: bool
     are_all_scheduled: bool
     is_job_running: bool
+    running_init: str
+    """An init container that a pod waits for; empty where none does."""
     is_pod_started: bool
     """A server process runs, ready or not."""
     model_problem: Finding | None
@@ -126,6 +129,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         is_deadline_exceeded=is_deadline_exceeded(workload),
         are_all_scheduled=all((condition_of(pod, "PodScheduled") or {}).get("status") == "True" for pod in alive),
         is_job_running=any(map(is_running, pods_of_job(observed))),
+        running_init=next(filter(None, map(running_init_container, alive)), ""),
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
         workload_problem=find_workload_problem(

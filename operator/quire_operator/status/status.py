@@ -24,6 +24,7 @@ from quire_operator.status.conditions import (
     ROLLOUT_COMPLETE,
     ROLLOUT_FAILED,
     SCALED_TO_ZERO,
+    SERVICE_MISLED,
     SUSPENDED,
     Condition,
     find_worst,
@@ -124,7 +125,7 @@ def _reason(situation: Situation, plan: Plan, by_type: Mapping[str, Condition]) 
         is_stuck = rollout.reason in (ROLLOUT_BLOCKED, ROLLOUT_FAILED)
         if is_stuck and _is_updating(situation):
             return reason_line(rollout.reason, rollout.message)
-    if plan.is_paused and worst is None:
+    if plan.is_paused and worst is None and ready.reason != SERVICE_MISLED:
         return reason_line(PAUSED, PAUSED_MESSAGE)
     if ready.holds:
         return worst.line if worst is not None else ""

@@ -93,6 +93,14 @@ def is_running(pod: Manifest) -> bool:
     return bool(statuses) and all((status.get("state") or {}).get("running") for status in statuses)
 
 
+def running_init_container(pod: Manifest) -> str:
+    """Return the name of the init container that the others wait for: none of the sidecars, which go on running."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    sidecars = {one["name"] for one in spec.get("initContainers") or () if one.get("restartPolicy") == "Always"}
+    running = (one for one in status.get("initContainerStatuses") or () if (one.get("state") or {}).get("running"))
+    return next((str(one["name"]) for one in running if one["name"] not in sidecars), "")
+
+
 def has_started(pod: Manifest) -> bool:
     """Whether a main container has passed its startup probe, which for a server means that it was ready once."""
     return any(status.get("started") for status in (pod.get("status") or {}).get("containerStatuses") or ())

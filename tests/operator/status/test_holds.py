@@ -1,5 +1,7 @@
 """What holds a deployment back and is no fault of its pods: a person's pause, a paused Deployment, a missing claim."""
 
+from dataclasses import replace
+
 import pytest
 from status_objects import (
     NOW,
@@ -7,6 +9,7 @@ from status_objects import (
     build_observed,
     build_plan,
     build_pod,
+    build_service,
     build_workload,
     check,
     derive,
@@ -16,7 +19,7 @@ from status_objects import (
     unschedulable,
 )
 
-from quire_operator.objects import Manifest
+from quire_operator.objects import SERVICE, Manifest
 from quire_operator.plan.actions import Verdict
 from quire_operator.plan.plan import plan
 from quire_operator.spec.settings import Settings
@@ -41,6 +44,17 @@ def test_a_pause_is_shown_and_ready_goes_on_telling_the_truth(withheld: int, sta
 
 def test_what_is_wrong_is_said_before_that_it_is_paused() -> None:
     assert look(build_observed(unschedulable()), build_plan(is_paused=True))[1].startswith("InsufficientGPU: ")
+
+
+def test_a_hot_fix_that_leads_clients_away_is_said_before_that_it_is_paused() -> None:
+    observed = build_observed(build_pod(ready=True), workload=rolled_out())
+    misled = {
+        ref: build_service(selector={"a": "b"}) if ref.kind == SERVICE else child
+        for ref, child in observed.children.items()
+    }
+    said = look(replace(observed, children=misled), build_plan(is_paused=True))
+    assert said[1].startswith("ServiceMisled: ")
+    assert said[2] == ("False", "ServiceMisled")
 
 
 def test_pause_and_its_end_are_events_and_no_warnings() -> None:

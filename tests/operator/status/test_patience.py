@@ -111,6 +111,17 @@ def test_the_name_of_the_pod_is_left_out() -> None:
     assert TIME not in found.line
 
 
+@pytest.mark.parametrize("policy", [None, "Always"])
+def test_an_init_container_that_runs_is_named_unless_it_is_a_sidecar(policy: str | None) -> None:
+    pod = build_pod(state={"waiting": {"reason": "PodInitializing"}})
+    pod["spec"]["initContainers"] = [{"name": "fetch", "restartPolicy": policy}]
+    pod["status"]["initContainerStatuses"] = [
+        {"name": "fetch", "ready": False, "state": {"running": {"startedAt": TIME}}}
+    ]
+    said = "Pending: Init container fetch runs; the server starts when it has ended"
+    assert (look(build_observed(pod))[1] == said) is (policy is None)
+
+
 @pytest.mark.parametrize("list_name", ["containerStatuses", "initContainerStatuses"])
 def test_a_container_beside_the_server_is_named(list_name: str) -> None:
     pod = build_pod()
