@@ -12,6 +12,7 @@ from quire_contract import names
 from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import DownloadProgress
 from quire_operator.plan.actions import Plan
+from quire_operator.plan.cache.download_pods import pods_of_job
 from quire_operator.spec.settings import Settings
 from quire_operator.status.cold_start import derive_cold_start
 from quire_operator.status.conditions import (
@@ -82,7 +83,7 @@ def derive_status(
         "scaling": {"desired": situation.desired, "reason": _scaling_reason(situation, plan)},
         "activeProfile": _active_profile(plan, old, now),
         "rolloutWaitingSince": _waiting_since(plan, old, now),
-        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job, observed.job_pods),
+        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job, pods_of_job(observed)),
         "conditions": write_conditions(conditions, old, generation, now),
     }
     return {key: value for key, value in status.items() if value is not None}
