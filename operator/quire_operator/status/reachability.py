@@ -6,11 +6,14 @@ with every pod. Knows no LLMDeployment, only on which port its clients call and 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from quire_contract import ports
 from quire_operator.objects import Manifest
 from quire_operator.watch.pods import is_ending, is_ready
+
+_HEADLESS: Final = "None"
+"""Of a Service that only names its pods: a client's port is then the pod's own."""
 
 
 def reached_pods(service: Manifest | None, pods: Iterable[Manifest]) -> tuple[Manifest, ...]:
@@ -24,7 +27,8 @@ def _leads_to(service: Manifest, pod: Manifest) -> bool:
     spec: Mapping[str, Any] = service.get("spec") or {}
     selector: Mapping[str, str] = spec.get("selector") or {}
     labels: Mapping[str, str] = pod["metadata"].get("labels") or {}
-    if not selector or spec.get("type") == "ExternalName" or not selector.items() <= labels.items():
+    is_forwarding = spec.get("type") != "ExternalName" and spec.get("clusterIP") != _HEADLESS
+    if not is_forwarding or not selector or not selector.items() <= labels.items():
         return False
     return ports.SERVER_HTTP in _target_ports(spec, pod)
 

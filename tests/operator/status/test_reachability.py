@@ -61,6 +61,7 @@ def test_a_service_on_its_way_out_answers_nobody() -> None:
         {"selector": {}},
         {"selector": None},
         {"type": "ExternalName", "externalName": "example.com"},
+        {"clusterIP": "None"},
         {"ports": []},
         {"ports": [HTTP | {"port": 8080}]},
         {"ports": [HTTP | {"targetPort": "web"}]},
