@@ -21,6 +21,7 @@ from support.images import Images, build_images, named_images
 from support.kubectl import Kubectl
 from support.models import make_smollm2, make_tiny
 from support.node import ApiServer
+from support.promise import ReadyPromise
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,8 +90,16 @@ def chart(cluster: Cluster, images: Images, hub: Hub, tmp_path_factory: pytest.T
     installed.uninstall()
 
 
+@pytest.fixture(scope="session")
+def promise(cluster: Cluster, chart: Chart) -> Iterator[ReadyPromise]:
+    """Who asks, during all stories, whatever says that it is Ready."""
+    asking = ReadyPromise(bind_kubectl(cluster))
+    yield asking
+    asking.close()
+
+
 @pytest.fixture
-def kubectl(cluster: Cluster, chart: Chart, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
+def kubectl(cluster: Cluster, promise: ReadyPromise, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """kubectl in a namespace of the story's own, which takes only restricted pods."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.originalname.removeprefix("test_"))[:50].strip("-")
     bound = bind_kubectl(cluster, name)
@@ -98,7 +107,9 @@ def kubectl(cluster: Cluster, chart: Chart, request: pytest.FixtureRequest) -> I
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     bound.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     yield bound
+    broken = promise.broken_in(name)
     bound("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+    assert broken == [], "Ready said True, and nobody was answered"
 
 
 @pytest.fixture

@@ -48,7 +48,9 @@ class MistypedError(InvalidError):
 
 
 class NameTakenError(KubeError):
-    """An object of the wanted name is somebody else's."""
+    """An object of the wanted name is somebody else's. Nothing tells when it goes: what is not ours is not watched."""
+
+    retry_within_s: Final = 5.0
 
 
 class NamespaceTerminatingError(KubeError):

@@ -89,11 +89,18 @@ def build_pod(name: str = "pod-a", *, revision: str = "new", ready: bool = False
             "namespace": NAMESPACE,
             "uid": f"uid-{name}",
             "creationTimestamp": TIME,
-            "labels": {LABEL_REVISION: revision},
+            "labels": {LABEL_REVISION: revision, "quire.dev/deployment": NAME},
         },
         "spec": {
             "nodeName": "node-1",
-            "containers": [{"name": "server", "image": "i", "resources": {"limits": {"memory": "2Gi"}}}],
+            "containers": [
+                {
+                    "name": "server",
+                    "image": "i",
+                    "resources": {"limits": {"memory": "2Gi"}},
+                    "ports": [{"name": "http", "containerPort": 8000, "protocol": "TCP"}],
+                }
+            ],
         },
         "status": {
             "phase": "Running",
@@ -156,8 +163,12 @@ def rolled_out(replicas: int = 1) -> Manifest:
     return build_workload(done, replicas=replicas, updatedReplicas=replicas, readyReplicas=replicas)
 
 
-def build_service() -> Manifest:
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": NAME, "namespace": NAMESPACE}}
+def build_service(name: str = NAME, **spec: Any) -> Manifest:
+    """Build the Service that clients call, unless `name` and `spec` say otherwise."""
+    port = {"name": "http", "port": 80, "protocol": "TCP", "targetPort": "http"}
+    ours = {"type": "ClusterIP", "selector": {"quire.dev/deployment": NAME}, "ports": [port]}
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": ours | spec}
 
 
 def build_observed(
@@ -166,6 +177,8 @@ def build_observed(
     children = {Ref(kind=SERVICE, namespace=NAMESPACE, name=NAME): build_service()}
     if workload is not None:
         children[Ref(kind=DEPLOYMENT, namespace=NAMESPACE, name=NAME)] = workload
+    if fields.get("job_pods"):
+        fields.setdefault("job", {"metadata": {"name": "job", "uid": "job-uid"}})
     return Observed(manifest=manifest or build_manifest(), children=children, pods=pods, **fields)
 
 

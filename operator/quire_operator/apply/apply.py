@@ -34,6 +34,7 @@ from quire_kube.api import (
 from quire_kube.objects import Manifest, Ref, annotation_of, label_of
 from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.plan.drift import describe_drift
 from quire_operator.spec.kinds import LEADER_WORKER_SET, OPTIONAL_KINDS, OWNED_KINDS, WORKLOAD_KINDS, ref_of
 from quire_operator.watch.ownership import WHOLE_MANAGER, is_owned_whole, make_over
 from quire_operator.watch.store import Store, owner_uids
@@ -100,9 +101,10 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
     for action in actions:
         try:
             outcome = await _carry_out(kube, store, action, now)
-            has_learned |= outcome is not _Outcome.NOTHING
+            overruled = _overruled(store, action) if outcome is _Outcome.DONE else None
+            has_learned |= outcome is not _Outcome.NOTHING and overruled is None
             if outcome is _Outcome.DONE:
-                done.append(action)
+                done.append(overruled or action)
         except (InvalidError, ForbiddenError, NameTakenError) as error:
             refusals.append(_refusal(action, error))
         except NamespaceTerminatingError:
@@ -118,6 +120,15 @@ async def apply_actions(kube: Kube, store: Store, actions: Sequence[Action], *, 
         is_namespace_ending=is_namespace_ending,
         has_learned=has_learned,
     )
+
+
+def _overruled(store: Store, action: Action) -> Apply | None:
+    """Return what was healed in vain, and is marked so: admission has changed it again on its way in."""
+    if not isinstance(action, Apply) or not action.is_drift:
+        return None
+    live = store.get(ref_of(action.manifest))
+    is_as_sent = live is None or not describe_drift(action.manifest, live)
+    return None if is_as_sent else dataclasses.replace(action, is_overruled=True)
 
 
 def with_refusals(plan: Plan, applied: Applied) -> Plan:
@@ -177,7 +188,7 @@ async def _apply(kube: Kube, store: Store, manifest: Manifest) -> _Outcome:
                 return _Outcome.LEARNED
         before = store.get(ref)  # the watch may have told of it meanwhile
     else:
-        _check_owner(before, manifest)
+        _check_is_free(before, manifest)
     after = await (_apply_as_owner(kube, manifest) if before is None else _apply_over(kube, before, manifest))
     store.put(after)
     # An API server without a feature drops its fields without a word: sending them again changes nothing.
@@ -256,7 +267,7 @@ async def _patch(kube: Kube, store: Store, ref: Ref, patch: Manifest) -> _Outcom
 
 
 def _check_is_free(live: Manifest, wanted: Manifest) -> None:
-    """Raise unless an object that the store did not know may be taken for the wanted one."""
+    """Raise unless an object may be taken for the wanted one. Others' may have our label, and so be in the store."""
     if not _is_ours(live, wanted):
         message = f"an object of this name exists and is not Quire's; delete it or rename the {names.KIND}"
         raise NameTakenError(message)
@@ -278,7 +289,7 @@ def _owner_names(manifest: Manifest) -> set[str]:
 
 
 def _is_ours(live: Manifest, wanted: Manifest) -> bool:
-    """Whether an object that the store did not know is one that we made: labels may have been edited away."""
+    """Whether an object is one that we made: labels may have been edited away."""
     return (
         label_of(live, names.LABEL_MANAGED_BY) == names.MANAGED_BY
         or annotation_of(live, names.ANNOTATION_APPLIED_HASH) is not None

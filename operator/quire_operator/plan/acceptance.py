@@ -12,6 +12,7 @@ from quire_contract.model_facts import ModelFacts
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_kube.objects import Manifest
 from quire_operator.plan.actions import Verdict
+from quire_operator.plan.cache.retries import read_retry_at
 from quire_operator.plan.cache.volumes import Source, find_source
 from quire_operator.plan.fit import EngineSettings, read_engine_settings
 from quire_operator.plan.hardware import Hardware, pods_per_replica, resolve_hardware
@@ -77,6 +78,7 @@ def read_manifest(manifest: Manifest) -> LLMDeployment | None:
 def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Accepted:
     deployment = LLMDeployment.from_manifest(observed.manifest)
     source = find_source(deployment)
+    read_retry_at(observed.manifest)
     _check_served(deployment)
     _check_engine_served(deployment)
     _check_one_device(deployment)

@@ -20,6 +20,8 @@ class Apply:
     """Such as `Created`, `Changed: image`, `Healed: spec.replicas was edited`."""
     is_drift: bool = False
     """Somebody else changed what we own; said in an Event."""
+    is_overruled: bool = False
+    """It was sent, and what came back was changed all the same, by admission; said in an Event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,5 +87,9 @@ class Plan:
     """The next decision needs the pods' loads (`Observed.loads`): fetch them and plan again."""
     requeue_after_s: float | None = None
     """Look again after so long, although nothing may have changed."""
+    is_paused: bool = False
+    """A person holds everything as it is."""
+    num_withheld: int = 0
+    """How many writes are left out for that."""
     rollout_waiting: bool = False
     """A changed template is held back until the pods that it replaces are idle."""

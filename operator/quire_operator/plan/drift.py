@@ -5,6 +5,7 @@ somebody changed or removed is drift. The API server rewrites some values withou
 fields left at zero, order within lists that have a key. None of that is drift, or else every look would find some.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -47,6 +48,13 @@ _UNSET_ZEROS: Final = frozenset({"timeoutSeconds", "periodSeconds", "successThre
 """Fields in which 0 stands for the default, which the API server puts in its place."""
 
 
+_OUR_MARKS: Final = f".{names.API_GROUP}/"
+_POSITION: Final = re.compile(r"\[\d+\]")
+"""Of an item in a list that is one value: where it stands tells a person nothing."""
+_MAX_NAMED: Final = 3
+_TAKEN_OUT: Final = "what is no longer asked for was taken out"
+
+
 def is_applied(desired: Manifest, live: Manifest) -> bool:
     """Whether sending `desired` would change nothing."""
     name = names.ANNOTATION_APPLIED_HASH
@@ -56,6 +64,17 @@ def is_applied(desired: Manifest, live: Manifest) -> bool:
 def describe_drift(desired: Manifest, live: Manifest) -> str:
     """Return the path of the first field that is not as desired, such as `spec.replicas`; empty where all are."""
     return next(_Comparison(desired).find(desired, live, "", ""), "")
+
+
+def describe_changes(desired: Manifest, live: Manifest) -> str:
+    """Return the paths of the fields in which a document differs from the live object, in a person's terms.
+
+    The operator's own marks, which follow from the rest, are left out; of many fields the first are named.
+    """
+    found = (_POSITION.sub("", path) for path in _Comparison(desired).find(desired, live, "", ""))
+    paths = list(dict.fromkeys(path for path in found if _OUR_MARKS not in path))
+    named, num_more = paths[:_MAX_NAMED], len(paths) - _MAX_NAMED
+    return ", ".join(named) + (f" and {num_more} more" if num_more > 0 else "") or _TAKEN_OUT
 
 
 class _Comparison:

@@ -173,7 +173,7 @@ def _cure(settings: EngineSettings, hardware: Hardware, report: FitReport) -> st
         length = f", or set engine.maxModelLen to {report.max_model_len}" if report.max_model_len else ""
         return f"remove {flags} from engine.extraArgs{length}"
     if hardware.num_gpus:
-        return "no context length would fit; use GPUs with more memory, or raise engine.tensorParallelSize"
+        return "no context length would fit; use a GPU with more memory"
     return "no context length would fit; raise resources.limits.memory"
 
 

@@ -17,9 +17,10 @@ from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.plan.acceptance import Accepted, RefusedError, accept, read_manifest
 from quire_operator.plan.actions import Action, Apply, Delete, Plan, SetReplicas, Verdict
 from quire_operator.plan.cache.downloads import ModelPlan, plan_model
-from quire_operator.plan.drift import describe_drift, is_applied
+from quire_operator.plan.drift import describe_changes, describe_drift, is_applied
 from quire_operator.plan.fit import Fit, judge_fit, target_pending_per_replica
 from quire_operator.plan.hardware import Hardware, pods_per_replica
+from quire_operator.plan.pause import is_paused, withhold
 from quire_operator.plan.profiles import ProfileChoice, choose_profile
 from quire_operator.plan.resources.render import render_children
 from quire_operator.plan.resources.render_input import RenderInput
@@ -59,7 +60,12 @@ _NOT_ASKED: Final = Verdict(holds=None, reason="NotAccepted", message="The spec 
 
 
 def plan(observed: Observed, cluster: ClusterFacts, settings: Settings, now: float) -> Plan:
-    """Return what to do now, and what was decided on the way."""
+    """Return what to do now, and what was decided on the way; nothing to do while a person holds everything."""
+    decided = _decide(observed, cluster, settings, now)
+    return withhold(decided) if is_paused(observed.manifest) else decided
+
+
+def _decide(observed: Observed, cluster: ClusterFacts, settings: Settings, now: float) -> Plan:
     try:
         accepted = accept(observed, cluster, settings)
     except RefusedError as refusal:
@@ -140,7 +146,7 @@ class _Children:
 def _refused(observed: Observed, verdict: Verdict) -> Plan:
     is_claim = verdict.reason == "ClaimMissing"
     live, deployment = live_workload(observed), read_manifest(observed.manifest)
-    wanted = 0 if deployment is None else deployment.spec.replicas or 0
+    wanted = 0 if deployment is None else _plan_replicas(deployment)[0]
     return Plan(
         accepted=verdict,
         model_cached=verdict if is_claim else _NOT_ASKED,
@@ -322,13 +328,7 @@ def _apply(observed: Observed, documents: Sequence[Manifest]) -> Iterator[Apply]
             where = describe_drift(document, live)
             yield Apply(manifest=document, reason=f"Healed: {where} was edited", is_drift=True)
         else:
-            yield Apply(manifest=document, reason=f"Changed: {describe_drift(_without_hash(document), live)}")
-
-
-def _without_hash(document: Manifest) -> Manifest:
-    metadata = document["metadata"]
-    annotations = {name: text for name, text in metadata["annotations"].items() if name != ANNOTATION_APPLIED_HASH}
-    return {**document, "metadata": {**metadata, "annotations": annotations}}
+            yield Apply(manifest=document, reason=f"Changed: {describe_changes(document, live)}")
 
 
 def _set_live_replicas(context: _Context) -> Iterator[SetReplicas]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION
+from quire_contract.names import ANNOTATION_POD_DELETION_COST, LABEL_REVISION, workload_name
 from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
 from quire_kube.times import parse_time
 from quire_operator.plan.actions import Annotate
@@ -29,9 +29,17 @@ def live_workload(observed: Observed) -> tuple[Ref, Manifest] | None:
 
 
 def live_workloads(observed: Observed) -> tuple[tuple[Ref, Manifest], ...]:
-    """Return the workloads that are not being deleted, the newest first; two only while the kind changes."""
+    """Return the workloads that are not being deleted, the newest first; two only while the kind changes.
+
+    A child of another name is a copy that somebody made, and makes none of the pods.
+    """
     children = sorted(observed.children.items(), key=lambda item: item[0])
-    live = [(ref, child) for ref, child in children if ref.kind in WORKLOAD_KINDS and not is_ending(child)]
+    name = workload_name(observed.manifest["metadata"]["name"])
+    live = [
+        (ref, child)
+        for ref, child in children
+        if ref.kind in WORKLOAD_KINDS and ref.name == name and not is_ending(child)
+    ]
     return tuple(sorted(live, key=_created, reverse=True))
 
 

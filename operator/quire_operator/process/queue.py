@@ -19,7 +19,7 @@ class WorkQueue(Generic[Item]):
 
     Args:
         work: does the work; returns after how many seconds to do it again, or None. Raises to be tried again later; an
-            attribute `retry_after_s` of the exception makes that later still.
+            attribute `retry_after_s` of the exception makes that later still, `retry_within_s` never later than that.
         on_error: told of each failure and of how many seconds the key waits now.
     """
 
@@ -100,7 +100,8 @@ class WorkQueue(Generic[Item]):
             again_s = await self._work(item)
         except Exception as error:  # noqa: BLE001  one key's failure is not the others'
             self._num_failures[item] = num = self._num_failures.get(item, 0) + 1
-            delay_s = min(FIRST_BACKOFF_S * 2 ** min(num - 1, 20), MAX_BACKOFF_S)
+            longest_s = getattr(error, "retry_within_s", None) or MAX_BACKOFF_S
+            delay_s = min(FIRST_BACKOFF_S * 2 ** min(num - 1, 20), longest_s)
             delay_s = max(delay_s, getattr(error, "retry_after_s", None) or 0.0)
             self._on_error(item, error, delay_s)
             self.add_after(item, delay_s)

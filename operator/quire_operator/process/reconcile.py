@@ -6,6 +6,7 @@ is nothing to change it writes nothing. Decisions are made by the functions of `
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -115,14 +116,14 @@ class Reconciler:
 
     async def _converge(self, key: Key, now: float) -> "_Result | None":
         """Plan and apply until a plan has nothing left to do."""
-        seen = observe(self.store, key)
+        seen = observe(self.store, key, at=now)
         if seen is None or "deletionTimestamp" in seen.manifest["metadata"]:
             return None
         answers = await self._ask(seen)
         warnings, look_again_s = await fetch_warnings(self.kube, seen, now)
         done: list[Action] = []
         for _ in range(MAX_ROUNDS):
-            seen = observe(self.store, key, probes=answers, warnings=warnings)
+            seen = observe(self.store, key, probes=answers, warnings=warnings, at=now)
             if seen is None:
                 return None
             observed = seen
@@ -214,8 +215,12 @@ def without_nulls(value: Any) -> Any:
 def _raise_unless_done(applied: Applied) -> None:
     if applied.failure is not None:
         raise applied.failure
-    if applied.refusals:
-        raise applied.refusals[0].error
+    if applied.refusals:  # the one that is to be looked at again first
+        raise min((refusal.error for refusal in applied.refusals), key=_longest_wait_s)
+
+
+def _longest_wait_s(error: KubeError) -> float:
+    return float(getattr(error, "retry_within_s", math.inf))
 
 
 def _soonest(*times_s: float | None) -> float | None:

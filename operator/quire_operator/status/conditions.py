@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from quire_contract import names
 from quire_kube.times import format_time
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.status.reasons import ROLLOUT_DEADLINE_EXCEEDED, Finding, Stage, as_line, as_reason
@@ -36,6 +37,8 @@ CONDITION_TYPES: Final = (
 )
 
 SUSPENDED: Final = "Suspended"
+PAUSED: Final = "Paused"
+PAUSED_MESSAGE: Final = f"{names.ANNOTATION_PAUSED} is true: nothing is changed or healed until it is removed"
 SCALED_TO_ZERO: Final = "ScaledToZero"
 ROLLOUT_BLOCKED: Final = "RolloutBlocked"
 ROLLOUT_FAILED: Final = "RolloutFailed"
@@ -45,6 +48,11 @@ NOT_ACCEPTED: Final = "NotAccepted"
 PROGRESSING: Final = "Progressing"
 MAX_MESSAGE_LENGTH: Final = 4096
 
+SERVICE_MISLED: Final = "ServiceMisled"
+_MISLED_MESSAGE: Final = (
+    "The Service's selector or port does not lead to the ready pods; undo what was edited, or delete the Service: it is"
+    " made again"
+)
 _STATUS: Final = {True: "True", False: "False", None: "Unknown"}
 _SUSPENDED_MESSAGE: Final = "spec.suspend is true; set it to false to serve"
 _ZERO_UNANSWERED: Final = (
@@ -154,12 +162,11 @@ def find_worst(situation: Situation, plan: Plan) -> Finding | None:
     return find_gate_problem(situation, plan) or situation.workload_problem or situation.pod_problem
 
 
-def _none_wanted(type_: str, situation: Situation) -> Condition:
-    reason = SUSPENDED if situation.is_suspended else SCALED_TO_ZERO
-    return Condition(type=type_, holds=None, reason=reason, message="No pod is wanted")
-
-
-def _no_pods_yet(type_: str, plan: Plan) -> Condition:
+def _no_pods(type_: str, situation: Situation, plan: Plan) -> Condition:
+    """Say why there is no pod: none is wanted, or none can be made yet."""
+    if situation.is_suspended or (situation.desired == 0 and plan.accepted.holds is not False):
+        reason = SUSPENDED if situation.is_suspended else SCALED_TO_ZERO
+        return Condition(type=type_, holds=None, reason=reason, message="No pod is wanted")
     if plan.accepted.holds is False:
         reason, message = NOT_ACCEPTED, "No pod is made from a spec that is not accepted"
     elif plan.model_cached.holds is not True:
@@ -177,7 +184,7 @@ def _judge_scheduled(situation: Situation, plan: Plan) -> Condition:
     if situation.scheduling_problem is not None:
         return _from_finding(SCHEDULED, situation.scheduling_problem)
     if situation.num_live == 0:
-        return _none_wanted(SCHEDULED, situation) if situation.desired == 0 else _no_pods_yet(SCHEDULED, plan)
+        return _no_pods(SCHEDULED, situation, plan)
     if not situation.are_all_scheduled:
         return Condition(type=SCHEDULED, holds=None, reason=PENDING, message="The scheduler has not said where yet")
     return Condition(type=SCHEDULED, holds=True, reason=SCHEDULED, message="All pods have a node")
@@ -187,7 +194,7 @@ def _judge_loaded(situation: Situation, plan: Plan) -> Condition:
     if situation.num_live == 0:
         if situation.pod_problem is not None and situation.pod_problem.stage is not Stage.SCHEDULING:
             return _from_finding(LOADED, situation.pod_problem)
-        return _none_wanted(LOADED, situation) if situation.desired == 0 else _no_pods_yet(LOADED, plan)
+        return _no_pods(LOADED, situation, plan)
     if situation.num_ready >= max(situation.desired, 1) and situation.num_ready == situation.num_live:
         if situation.restarts:
             return Condition(type=LOADED, holds=True, reason=RESTARTED, message=situation.restarts)
@@ -205,17 +212,23 @@ def _judge_service(situation: Situation, routes_through_gateway: bool) -> Condit
         message = "The Service is not there yet; the operator makes it"
         return Condition(type=SERVICE_READY, holds=False, reason="ServiceMissing", message=message)
     if situation.is_serving:
-        message = "The Service leads to " + _count(situation.num_ready, "ready replica")
+        message = "The Service leads to " + _count(situation.num_reached, "ready replica")
         return Condition(type=SERVICE_READY, holds=True, reason=SERVICE_READY, message=message)
     if routes_through_gateway and not situation.is_suspended:
         message = "The gateway answers, and holds requests until a replica is ready"
         return Condition(type=SERVICE_READY, holds=True, reason="Gateway", message=message)
+    if situation.num_ready:
+        return Condition(type=SERVICE_READY, holds=False, reason=SERVICE_MISLED, message=_MISLED_MESSAGE)
     message = "The Service leads to no ready pod"
     return Condition(type=SERVICE_READY, holds=False, reason="NoEndpoints", message=message)
 
 
 def judge_rollout(situation: Situation, plan: Plan) -> Condition:
     """Tell whether what is wanted is what runs; if not, what stops it."""
+    if plan.is_paused:
+        is_done = situation.is_rolled_out and not plan.num_withheld
+        message = f"{PAUSED_MESSAGE}; {_count(plan.num_withheld, 'write')} held back"
+        return Condition(type=ROLLOUT_COMPLETE, holds=is_done, reason=PAUSED, message=message)
     if plan.accepted.holds is False:
         message = "The spec is not accepted: see Accepted. What ran before goes on"
         return Condition(type=ROLLOUT_COMPLETE, holds=False, reason=NOT_ACCEPTED, message=message)
@@ -260,8 +273,8 @@ def _blocked(message: str) -> Condition:
 def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool) -> Condition:
     if situation.is_suspended:
         return Condition(type=READY, holds=False, reason=SUSPENDED, message=_SUSPENDED_MESSAGE)
-    if situation.is_serving and situation.has_service:
-        message = f"{situation.num_ready} of {_count(situation.desired, 'replica')} ready"
+    if situation.is_serving:
+        message = f"{situation.num_reached} of {_count(situation.desired, 'replica')} ready"
         return Condition(type=READY, holds=True, reason="Serving", message=message)
     if plan.accepted.holds is False:
         return _from_verdict(READY, plan.accepted)
@@ -273,16 +286,19 @@ def _judge_ready(situation: Situation, plan: Plan, routes_through_gateway: bool)
         message = "The model is being downloaded" if situation.is_job_running else "The model is not in its volume yet"
         return Condition(type=READY, holds=False, reason=reason, message=message)
     if situation.desired == 0:
-        if routes_through_gateway:
+        if routes_through_gateway and situation.has_service:
             message = "No replicas are wanted; the gateway wakes the model when it is asked"
             return Condition(type=READY, holds=True, reason=SCALED_TO_ZERO, message=message)
         return Condition(type=READY, holds=False, reason=SCALED_TO_ZERO, message=_ZERO_UNANSWERED)
-    if not situation.has_service and situation.is_serving:
-        return Condition(type=READY, holds=False, reason="ServiceMissing", message="The Service is being made")
+    if situation.num_ready:
+        service = _judge_service(situation, routes_through_gateway=False)
+        return Condition(type=READY, holds=False, reason=service.reason, message=service.message)
     if situation.is_pod_started:
         return Condition(type=READY, holds=False, reason=LOADING, message="The server loads the model")
     has_node = situation.num_live > 0 and situation.are_all_scheduled
     message = "A pod has a node; its image is pulled or its volume mounted" if has_node else "The pods are being made"
+    if situation.running_init:
+        message = f"Init container {situation.running_init} runs; the server starts when it has ended"
     return Condition(type=READY, holds=False, reason=PENDING, message=message)
 
 

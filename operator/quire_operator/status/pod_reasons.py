@@ -4,23 +4,32 @@ Owns the reading of what scheduler, kubelet and container runtime write into a p
 our own processes leave there. Knows neither LLMDeployments nor what a pod is for.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
+from quire_contract import names
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import UnitError, format_bytes, parse_quantity
 from quire_kube.objects import Manifest
+from quire_operator.status.probe_kills import find_probe_kill
 from quire_operator.status.reasons import Finding, Stage, as_line, find_warning
 from quire_operator.watch.observed import WarningEvent
 from quire_operator.watch.pods import (
+    SCHEDULER_PATIENCE_S,
+    SCHEDULING_PATIENCE_S,
+    condition_of,
     container_statuses,
     is_ending,
     is_over,
     is_ready,
     is_running,
     is_scheduled,
+    is_without_node,
     why_unscheduled,
+    without_node_for_s,
 )
 
 OUT_OF_MEMORY: Final = "OutOfMemory"
@@ -28,6 +37,11 @@ CRASH_LOOP: Final = "CrashLoop"
 CRASHED: Final = "Crashed"
 IMAGE_PULL_BACK_OFF: Final = "ImagePullBackOff"
 
+NO_SCHEDULER: Final = "NoScheduler"
+
+_OURS: Final = (names.COMPONENT_SERVER, names.COMPONENT_DOWNLOAD)
+"""Containers that need not be named: the only ones that most pods have."""
+_DEFAULT_SCHEDULER: Final = "default-scheduler"
 _SIGKILL_EXIT: Final = 137
 _MAX_TRACEBACK_LINE: Final = 240
 _PULL_REASONS: Final = ("ErrImagePull", "ImagePullBackOff")
@@ -44,34 +58,53 @@ _PULL_NOISE: Final = (
 _EXCEPTION_LINE: Final = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure)\b")
 
 
-def find_pod_problem(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:
-    """Tell the worst that is wrong with a pod; None for one that is ready, or only on its way."""
+def find_pod_problem(pod: Manifest, warnings: Sequence[WarningEvent], at: float = math.inf) -> Finding | None:
+    """Tell the worst that is wrong with a pod; None for one that is ready, or only on its way at that time."""
     if is_ready(pod) or is_ending(pod):
         return None
-    found = [_find_container_problem(pod, status) for status in container_statuses(pod)]
+    found = [_find_container_problem(pod, status, warnings) for status in container_statuses(pod)]
     problems = [finding for finding in found if finding is not None]
     if problems:
-        return min(problems)
+        return _of_any_pod(pod, min(problems))
     if is_over(pod):
-        return _find_pod_failure(pod)
-    return _find_scheduling_problem(pod) or _find_mount_problem(pod, warnings)
+        problem = _find_pod_failure(pod)
+    else:
+        problem = _find_scheduling_problem(pod, at) or _find_mount_problem(pod, warnings)
+    return None if problem is None else _of_any_pod(pod, problem)
 
 
-def find_restart_cause(pod: Manifest) -> Finding | None:
+def find_restart_cause(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:
     """Tell why a pod's container last ended and was started again."""
     ends = ((status, (status.get("lastState") or {}).get("terminated")) for status in container_statuses(pod))
-    found = [_find_end(pod, status, end) for status, end in ends if end is not None]
+    found = [_find_end(pod, status, end, warnings) for status, end in ends if end is not None]
     return min(found, default=None)
 
 
-def _find_container_problem(pod: Manifest, status: Mapping[str, Any]) -> Finding | None:
+def _of_any_pod(pod: Manifest, finding: Finding) -> Finding:
+    """Leave out the pod's name: the next one has another, and the same trouble."""
+    return replace(finding, detail=finding.detail.replace(pod["metadata"]["name"], "the pod"))
+
+
+def _find_container_problem(
+    pod: Manifest, status: Mapping[str, Any], warnings: Sequence[WarningEvent]
+) -> Finding | None:
+    """Tell what is wrong with one container, by name where it is not the one that everybody thinks of."""
+    found = _find_state_problem(pod, status, warnings)
+    name = status.get("name", "")
+    if found is None or name in _OURS:
+        return found
+    is_init = any(status is other for other in (pod.get("status") or {}).get("initContainerStatuses") or ())
+    return replace(found, detail=f"{'init ' if is_init else ''}container {name}: {found.detail}")
+
+
+def _find_state_problem(pod: Manifest, status: Mapping[str, Any], warnings: Sequence[WarningEvent]) -> Finding | None:
     state = status.get("state") or {}
     waiting, ended = state.get("waiting"), state.get("terminated")
     if ended is not None and not _is_good_end(ended, status, pod):
-        return _find_end(pod, status, ended)
+        return _find_end(pod, status, ended, warnings)
     last = (status.get("lastState") or {}).get("terminated")
     if last is not None and not status.get("ready") and ended is None:
-        return _find_end(pod, status, last)
+        return _find_end(pod, status, last, warnings)
     if waiting is None:
         return None
     return _find_waiting_problem(pod, status, waiting)
@@ -106,7 +139,9 @@ def _pull_cause(message: str) -> str:
     return message
 
 
-def _find_end(pod: Manifest, status: Mapping[str, Any], ended: Mapping[str, Any]) -> Finding:
+def _find_end(
+    pod: Manifest, status: Mapping[str, Any], ended: Mapping[str, Any], warnings: Sequence[WarningEvent]
+) -> Finding:
     termination = decode_termination(str(ended.get("message") or ""))
     is_killed_for_memory = ended.get("reason") == "OOMKilled"
     if termination is not None and not (is_killed_for_memory and termination.need_bytes is None):
@@ -116,10 +151,14 @@ def _find_end(pod: Manifest, status: Mapping[str, Any], ended: Mapping[str, Any]
     if is_killed_for_memory:
         limit = _memory_limit(pod, status)
         where = f"its limit of {limit}" if limit else "its memory limit"
-        detail = f"killed at {where}; raise resources.limits.memory"
+        field = "resources.limits.memory" if status.get("name") in _OURS else "its memory limit in spec.podTemplate"
+        detail = f"killed at {where}; raise {field}"
         return Finding(stage=Stage.PROCESS, reason=OUT_OF_MEMORY, detail=detail, is_final=True)
     waiting = (status.get("state") or {}).get("waiting") or {}
     is_loop = waiting.get("reason") == "CrashLoopBackOff" or int(status.get("restartCount", 0)) > 1
+    killed = find_probe_kill(pod, _container_spec(pod, status), ended, warnings, is_final=is_loop)
+    if killed is not None:
+        return killed
     detail = last_line(str(ended.get("message") or "")) or _describe_exit(ended)
     return Finding(stage=Stage.PROCESS, reason=CRASH_LOOP if is_loop else CRASHED, detail=detail, is_final=is_loop)
 
@@ -180,9 +219,21 @@ def _find_pod_failure(pod: Manifest) -> Finding | None:
     return Finding(stage=Stage.SCHEDULING, reason=reason, detail=str(status.get("message") or "the pod has failed"))
 
 
-def _find_scheduling_problem(pod: Manifest) -> Finding | None:
-    found = why_unscheduled(pod)
-    return None if found is None else Finding(stage=Stage.SCHEDULING, reason=found.reason, detail=found.message)
+def _find_scheduling_problem(pod: Manifest, at: float) -> Finding | None:
+    """Tell why a pod has no node, once that has lasted: on a healthy start it may be so for a moment."""
+    found, waited_s = why_unscheduled(pod), without_node_for_s(pod, at)
+    if found is not None and waited_s >= SCHEDULING_PATIENCE_S:
+        return Finding(stage=Stage.SCHEDULING, reason=found.reason, detail=found.message)
+    is_created = "creationTimestamp" in pod["metadata"]
+    is_unseen = is_created and is_without_node(pod) and condition_of(pod, "PodScheduled") is None
+    if not is_unseen or waited_s < SCHEDULER_PATIENCE_S:
+        return None
+    scheduler = (pod.get("spec") or {}).get("schedulerName") or _DEFAULT_SCHEDULER
+    cure = "see whether kube-scheduler runs"
+    if scheduler != _DEFAULT_SCHEDULER:
+        cure = "correct schedulerName in spec.podTemplate, or see whether that scheduler runs"
+    detail = f"no scheduler called {scheduler} has looked at the pod; {cure}"
+    return Finding(stage=Stage.SCHEDULING, reason=NO_SCHEDULER, detail=detail)
 
 
 def _find_mount_problem(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:

@@ -25,9 +25,19 @@ NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
 STORAGE_CLASS_CURE: Final = "set spec.cache.storageClassName"
 VOLUME_LOST: Final = "VolumeLost"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
+DEPLOYMENT_PAUSED: Final = "DeploymentPaused"
 ROLLOUT_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 
 _FORBIDDEN: Final = re.compile(r'^(Error creating: )?(pods? "[^"]*" is forbidden: )?')
+_OF_ONE_TRY: Final = (
+    (re.compile(r'\b(?P<noun>pod)s? "[^"]*"'), r"the \g<noun>"),
+    (re.compile(r"\bpod=\S+\([0-9a-f-]{36}\)"), "the pod"),
+    (re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "…"),
+    (re.compile(r'\b(?P<noun>sandbox|container) "?[0-9a-f]{64}"?'), r"the \g<noun>"),
+    (re.compile(r"\bback-off (\d+(\.\d+)?(ms|h|m|s))+ "), "back-off "),
+    (re.compile(r"\[?\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d([.,]\d+)?(Z|[+-]\d\d:?\d\d)?\]?:? ?"), ""),
+)
+"""What names or dates a single try, and what stands for it."""
 _NOT_IN_REASON: Final = re.compile(r"[^A-Za-z0-9_]+")
 
 
@@ -58,7 +68,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", as_reason(self.reason))
-        object.__setattr__(self, "detail", as_line(self.detail))
+        object.__setattr__(self, "detail", as_line(_of_any_try(self.detail)))
 
     @property
     def line(self) -> str:
@@ -70,6 +80,13 @@ def as_reason(text: str, default: str = "Unknown") -> str:
     """Return the text as a condition's reason: one word, beginning with a letter."""
     word = _NOT_IN_REASON.sub("", text).lstrip("_0123456789").rstrip("_")
     return word[:MAX_REASON_LENGTH].rstrip("_") or default
+
+
+def _of_any_try(text: str) -> str:
+    """Return the text as it is at every try."""
+    for pattern, instead in _OF_ONE_TRY:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def as_line(text: str, limit: int = MAX_LINE_LENGTH) -> str:
@@ -134,10 +151,16 @@ def _says_no_class(warning: WarningEvent | None) -> bool:
     return warning is not None and "no storage class is set" in warning.message
 
 
-def find_workload_problem(workload: Manifest | None, is_short_of_pods: bool) -> Finding | None:
-    """Tell why a workload makes no pods. A refusal is over once the pods are there."""
+def find_workload_problem(
+    workload: Manifest | None, *, is_short_of_pods: bool, is_rolling: bool = False
+) -> Finding | None:
+    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new."""
     if workload is None or not is_short_of_pods:
         return None
+    if is_rolling and (workload.get("spec") or {}).get("paused"):
+        name = workload["metadata"]["name"]
+        detail = f"Deployment {name} is paused, so that no new pods are made; kubectl rollout resume deployment/{name}"
+        return Finding(stage=Stage.WORKLOAD, reason=DEPLOYMENT_PAUSED, detail=detail, is_final=True)
     failure = conditions_of(workload).get("ReplicaFailure")
     if failure is not None and failure.get("status") == "True":
         return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")))

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from quire_contract import model_facts
+from quire_contract import model_facts, names
 from quire_contract.model_facts import DownloadProgress
 from quire_contract.names import LABEL_REVISION
 from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
-from quire_kube.objects import Manifest, label_of
+from quire_kube.objects import Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.plan.cache.download_pods import pods_of_job
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
 from quire_operator.spec.kinds import SERVICE
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
+from quire_operator.status.reachability import reached_pods
 from quire_operator.status.reasons import (
     NO_DEFAULT_STORAGE_CLASS,
     STORAGE_CLASS_CURE,
@@ -31,7 +33,7 @@ from quire_operator.status.reasons import (
     reason_line,
 )
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, WarningEvent
 from quire_operator.watch.pods import (
     VOLUME_NOT_BOUND,
     condition_of,
@@ -41,6 +43,7 @@ from quire_operator.watch.pods import (
     is_ready,
     is_running,
     restart_count,
+    running_init_container,
 )
 
 DOWNLOADING: Final = "Downloading"
@@ -60,16 +63,21 @@ class Situation:
     num_live: int
     """Replicas that exist, neither ending nor over."""
     num_ready: int
+    num_reached: int
+    """Ready replicas that the Service leads to: those that answer a client."""
     num_ending: int
     num_old: int
     """Live replicas of another template than the wanted one."""
     has_service: bool
+    """The very Service that clients call is there."""
     is_template_current: bool
     """The live workload has the wanted template."""
     is_rolled_out: bool
     is_deadline_exceeded: bool
     are_all_scheduled: bool
     is_job_running: bool
+    running_init: str
+    """An init container that a pod waits for; empty where none does."""
     is_pod_started: bool
     """A server process runs, ready or not."""
     model_problem: Finding | None
@@ -86,7 +94,7 @@ class Situation:
 
     @property
     def is_serving(self) -> bool:
-        return self.num_ready > 0
+        return self.num_reached > 0
 
 
 def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
@@ -99,7 +107,7 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         desired = replicas_of(workload)
     alive = [pod for pod in observed.pods if not is_ending(pod) and not is_over(pod)]
     leaders = [pod for pod in alive if label_of(pod, WORKER_INDEX_LABEL) in (None, "0")]
-    num_ready = sum(map(is_ready, leaders))
+    service = _find_service(observed)
     revision = plan.revision or (label_of(workload, LABEL_REVISION) if workload is not None else None)
     current = [pod for pod in alive if label_of(pod, LABEL_REVISION) == revision]
     num_current = sum(label_of(pod, LABEL_REVISION) == revision for pod in leaders)
@@ -107,27 +115,31 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
     is_template_current = workload is not None and label_of(workload, LABEL_REVISION) == plan.revision
     # A pod that is over was replaced already; what ended it matters only where nothing came after it.
     judged = alive or list(observed.pods)
-    problems = {pod["metadata"]["name"]: find_pod_problem(pod, observed.warnings) for pod in judged}
+    problems = {pod["metadata"]["name"]: find_pod_problem(pod, observed.warnings, observed.at) for pod in judged}
     return Situation(
         desired=desired,
         is_suspended=bool(spec.get("suspend")),
         num_live=len(leaders),
-        num_ready=num_ready,
+        num_ready=sum(map(is_ready, leaders)),
+        num_reached=len(reached_pods(service, leaders)),
         num_ending=sum(map(is_ending, observed.pods)),
         num_old=len(leaders) - num_current,
-        has_service=_has_service(observed, plan),
+        has_service=service is not None,
         is_template_current=is_template_current,
         is_rolled_out=is_template_current and len(leaders) == num_current and _is_rolled_out(observed, plan, workload),
         is_deadline_exceeded=is_deadline_exceeded(workload),
         are_all_scheduled=all((condition_of(pod, "PodScheduled") or {}).get("status") == "True" for pod in alive),
-        is_job_running=any(map(is_running, observed.job_pods)),
+        is_job_running=any(map(is_running, pods_of_job(observed))),
+        running_init=next(filter(None, map(running_init_container, alive)), ""),
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
-        workload_problem=find_workload_problem(workload, is_short),
+        workload_problem=find_workload_problem(
+            workload, is_short_of_pods=is_short, is_rolling=num_current < len(leaders) or not leaders
+        ),
         pod_problem=_worst(problems.values()),
         current_problem=_worst(problems.get(pod["metadata"]["name"]) for pod in current),
         scheduling_problem=_worst(one for one in problems.values() if one and one.stage is Stage.SCHEDULING),
-        restarts=_describe_restarts(alive),
+        restarts=_describe_restarts(alive, observed.warnings),
         download_line=describe_download(observed.progress),
         loading_line=_describe_loading(observed, alive),
     )
@@ -137,11 +149,11 @@ def _worst(found: Any) -> Finding | None:
     return min((finding for finding in found if finding is not None), default=None)
 
 
-def _has_service(observed: Observed, plan: Plan) -> bool:
-    """Whether the Service is there, or is made now."""
-    if any(ref.kind == SERVICE for ref in observed.children):
-        return True
-    return any(getattr(action, "manifest", {}).get("kind") == SERVICE.kind for action in plan.actions)
+def _find_service(observed: Observed) -> Manifest | None:
+    """Return the Service that clients call: the one of its name that this LLMDeployment owns."""
+    metadata = observed.manifest["metadata"]
+    name = names.service_name(metadata["name"])
+    return observed.children.get(Ref(kind=SERVICE, namespace=metadata["namespace"], name=name))
 
 
 def _is_rolled_out(observed: Observed, plan: Plan, workload: Manifest | None) -> bool:
@@ -178,24 +190,20 @@ def _find_model_problem(observed: Observed, verdict: Verdict, cluster: ClusterFa
 
 def _find_job_obstacle(observed: Observed) -> Finding | None:
     """Return what keeps the download's newest pod from running. How tries ended, the plan knows."""
-    newest = max(observed.job_pods, key=_creation, default=None)
+    newest = next(reversed(pods_of_job(observed)), None)
     if newest is None:
         return find_job_refusal(observed.job, observed.warnings)
     if is_over(newest):
         return None
-    found = find_pod_problem(newest, observed.warnings)
+    found = find_pod_problem(newest, observed.warnings, observed.at)
     is_obstacle = found is not None and found.stage is not Stage.PROCESS and found.reason != VOLUME_NOT_BOUND
     return found if is_obstacle else None
 
 
-def _creation(pod: Manifest) -> tuple[str, str]:
-    return str(pod["metadata"].get("creationTimestamp", "")), pod["metadata"]["name"]
-
-
-def _describe_restarts(pods: Sequence[Manifest]) -> str:
+def _describe_restarts(pods: Sequence[Manifest], warnings: Sequence[WarningEvent]) -> str:
     told = []
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
-        count, cause = restart_count(pod), find_restart_cause(pod)
+        count, cause = restart_count(pod), find_restart_cause(pod, warnings)
         if count and cause is not None:
             times = "once" if count == 1 else f"{count} times"
             told.append(f"{pod['metadata']['name']} was restarted {times}, last for {cause.line}")

@@ -13,16 +13,20 @@ from quire_contract.memory.fit import FitReport
 from quire_contract.model_facts import DownloadProgress
 from quire_kube.times import format_time
 from quire_operator.plan.actions import Plan
+from quire_operator.plan.cache.download_pods import pods_of_job
 from quire_operator.spec.settings import Settings
 from quire_operator.status.cold_start import derive_cold_start
 from quire_operator.status.conditions import (
     NOT_ACCEPTED,
+    PAUSED,
+    PAUSED_MESSAGE,
     PENDING,
     READY,
     ROLLOUT_BLOCKED,
     ROLLOUT_COMPLETE,
     ROLLOUT_FAILED,
     SCALED_TO_ZERO,
+    SERVICE_MISLED,
     SUSPENDED,
     Condition,
     find_worst,
@@ -79,7 +83,7 @@ def derive_status(
         "scaling": {"desired": situation.desired, "reason": _scaling_reason(situation, plan)},
         "activeProfile": _active_profile(plan, old, now),
         "rolloutWaitingSince": _waiting_since(plan, old, now),
-        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job, observed.job_pods),
+        "coldStart": derive_cold_start(old.get("coldStart"), observed.pods, observed.job, pods_of_job(observed)),
         "conditions": write_conditions(conditions, old, generation, now),
     }
     return {key: value for key, value in status.items() if value is not None}
@@ -122,6 +126,9 @@ def _reason(situation: Situation, plan: Plan, by_type: Mapping[str, Condition]) 
         is_stuck = rollout.reason in (ROLLOUT_BLOCKED, ROLLOUT_FAILED)
         if is_stuck and _is_updating(situation):
             return reason_line(rollout.reason, rollout.message)
+    if plan.is_paused and worst is None and ready.reason != SERVICE_MISLED:
+        return reason_line(PAUSED, PAUSED_MESSAGE)
+    if ready.holds:
         return worst.line if worst is not None else ""
     return worst.line if worst is not None else _progress_line(situation, plan, ready)
 

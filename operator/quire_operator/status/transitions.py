@@ -21,6 +21,7 @@ from quire_operator.status.conditions import (
     LOADED,
     MODEL_CACHED,
     NOT_ACCEPTED,
+    PAUSED,
     PENDING,
     PROGRESSING,
     READY,
@@ -38,6 +39,8 @@ MAX_MESSAGE_LENGTH: Final = 1024
 """What the API server allows."""
 
 HEALED: Final = "Healed"
+OVERRULED: Final = "Overruled"
+RESUMED: Final = "Resumed"
 CREATED: Final = "Created"
 UPDATED: Final = "Updated"
 DELETED: Final = "Deleted"
@@ -48,6 +51,7 @@ _UNREMARKABLE: Final = PROGRESS_REASONS | frozenset(
         PENDING,
         PROGRESSING,
         NOT_ACCEPTED,
+        PAUSED,
         SUSPENDED,
         SCALED_TO_ZERO,
         "NoPods",
@@ -77,7 +81,12 @@ def build_events(
     now: float,
 ) -> tuple[Manifest, ...]:
     """Return the Events to create. The order is: what is wrong, what was mended, what went well."""
-    said = [*_from_conditions(old_status, new_status), *_from_refusals(done_without), *_from_actions(applied)]
+    said = [
+        *_from_conditions(old_status, new_status),
+        *_from_pause(find_condition(old_status, ROLLOUT_COMPLETE), find_condition(new_status, ROLLOUT_COMPLETE)),
+        *_from_refusals(done_without),
+        *_from_actions(applied),
+    ]
     said.sort(key=lambda one: (not one.is_warning, one.reason != HEALED))
     unique: dict[tuple[str, str], _Said] = {}
     for one in said:  # Ready repeats, in fewer words, what another condition says
@@ -100,6 +109,14 @@ def _from_conditions(old_status: Mapping[str, Any], new_status: Mapping[str, Any
             yield _Said(reason=new["reason"], message=new["message"])
 
 
+def _from_pause(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Said]:
+    was_paused, is_paused = old.get("reason") == PAUSED, new.get("reason") == PAUSED
+    if is_paused and not was_paused:
+        yield _Said(reason=PAUSED, message=new["message"])
+    elif was_paused and not is_paused:
+        yield _Said(reason=RESUMED, message="Changed and healed again, as the spec says")
+
+
 def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[_Said]:
     was_true = old.get("status") == "True"
     if type_ == LOADED:
@@ -109,7 +126,7 @@ def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
     elif type_ == READY and (not was_true or SCALED_TO_ZERO in (old.get("reason"), new["reason"])):
         reason = SCALED_TO_ZERO if new["reason"] == SCALED_TO_ZERO else READY
         yield _Said(reason=reason, message=new["message"])
-    elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true:
+    elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true and new["reason"] != PAUSED:
         yield _Said(reason=type_, message=new["message"])
     elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":
         yield _Said(reason=type_, message=new["message"] or "As it should be again")
@@ -131,7 +148,9 @@ def _from_actions(applied: Iterable[Action]) -> Iterator[_Said]:
         elif isinstance(action, Apply):
             ref = ref_of(action.manifest)
             child = f"{ref.kind.kind} {ref.name}"
-            if action.is_drift:
+            if action.is_overruled:
+                yield _Said(is_warning=True, reason=OVERRULED, message=f"{child}: {_overruled(action)}")
+            elif action.is_drift:
                 what = action.reason.removeprefix(f"{HEALED}: ")
                 yield _Said(reason=HEALED, message=f"{child}: {what}", is_deed=True)
             elif action.reason.startswith(CREATED):
@@ -141,6 +160,11 @@ def _from_actions(applied: Iterable[Action]) -> Iterator[_Said]:
     for reason, children in done.items():
         if children:
             yield _Said(reason=reason, message=f"{reason} {', '.join(children)}", is_deed=True)
+
+
+def _overruled(action: Apply) -> str:
+    what = action.reason.removeprefix(f"{HEALED}: ").removesuffix(" was edited")
+    return f"{what} is changed again whenever it is set, by an admission webhook or policy; it stays as that has it"
 
 
 def _build_event(manifest: Manifest, said: _Said, now: float) -> Manifest:

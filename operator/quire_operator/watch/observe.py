@@ -3,6 +3,7 @@
 Pure, but for reading the store. Decides nothing about the cluster.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ def observe(
     probes: PodAnswers = NO_ANSWERS,
     loads: Mapping[str, int] | None = None,
     warnings: tuple[WarningEvent, ...] = (),
+    at: float = math.inf,
 ) -> Observed | None:
     """Return everything known about one LLMDeployment; None where there is none of this name."""
     manifest = store.llm(key)
@@ -54,6 +56,7 @@ def observe(
         readiness=probes.readiness,
         loads=loads or {},
         warnings=warnings,
+        at=at,
     )
 
 

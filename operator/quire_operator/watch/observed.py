@@ -4,6 +4,7 @@ Everything comes from the watch caches, but for what pods are asked directly (pr
 which are fetched only while something is not ready. Manifests are as the API server sent them, less managedFields.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from quire_kube.objects import Manifest, Ref
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarningEvent:
-    """A Kubernetes Event of type Warning about one of our objects; the newest of its kind."""
+    """A Kubernetes Event that tells of trouble with one of our objects; the newest of its kind."""
 
     kind: str
     """Kind of the object that it is about, such as Pod."""
@@ -23,6 +24,8 @@ class WarningEvent:
     message: str
     time: float
     """Unix time."""
+    container: str = ""
+    """Which of a pod's containers it is about; empty where it is about the pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +52,5 @@ class Observed:
     loads: Mapping[str, int] = field(default_factory=dict)
     """Requests running and waiting, by pod name, as asked for a scale-down or a rollout; absent: not known."""
     warnings: tuple[WarningEvent, ...] = ()
+    at: float = math.inf
+    """When this was looked at, as Unix time: what has gone on for a moment only is no trouble yet."""

@@ -24,10 +24,8 @@ _CONTAINER_DROPPED: Final = frozenset(
         "env",
         "envFrom",
         "lifecycle",
-        "livenessProbe",
         "readinessProbe",
         "securityContext",
-        "startupProbe",
         "volumeMounts",
     }
 )

@@ -3,12 +3,14 @@
 Reads what scheduler and kubelet write into `status`; says nothing about what to do, nor why a container failed.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
 
 VOLUME_NOT_BOUND: Final = "VolumeNotBound"
 _SCHEDULER_TAIL: Final = re.compile(r"[.,]?\s*(no new claims to deallocate,\s*)?preemption:.*$", re.DOTALL)
@@ -26,6 +28,12 @@ _SCHEDULING_REASONS: Final = (
     ("were unschedulable", "NodesCordoned"),
 )
 _BY_RESOURCE: Final = {"memory": "InsufficientMemory", "cpu": "InsufficientCPU"}
+
+
+SCHEDULING_PATIENCE_S: Final = 10.0
+"""A pod may be without a node for so long on a healthy start: its volume is made, or another pod is just going."""
+SCHEDULER_PATIENCE_S: Final = 30.0
+"""A scheduler that has said nothing by then is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +93,14 @@ def is_running(pod: Manifest) -> bool:
     return bool(statuses) and all((status.get("state") or {}).get("running") for status in statuses)
 
 
+def running_init_container(pod: Manifest) -> str:
+    """Return the name of the init container that the others wait for: none of the sidecars, which go on running."""
+    spec, status = pod.get("spec") or {}, pod.get("status") or {}
+    sidecars = {one["name"] for one in spec.get("initContainers") or () if one.get("restartPolicy") == "Always"}
+    running = (one for one in status.get("initContainerStatuses") or () if (one.get("state") or {}).get("running"))
+    return next((str(one["name"]) for one in running if one["name"] not in sidecars), "")
+
+
 def has_started(pod: Manifest) -> bool:
     """Whether a main container has passed its startup probe, which for a server means that it was ready once."""
     return any(status.get("started") for status in (pod.get("status") or {}).get("containerStatuses") or ())
@@ -117,6 +133,26 @@ def why_unscheduled(pod: Manifest) -> Unscheduled | None:
         return None
     is_gated = scheduled.get("reason") == "SchedulingGated"
     return Unscheduled(reason="SchedulingGated" if is_gated else _scheduling_reason(message), message=message)
+
+
+def is_without_node(pod: Manifest) -> bool:
+    """Whether a pod that may still run has no node."""
+    return not ((pod.get("spec") or {}).get("nodeName") or is_scheduled(pod) or is_over(pod))
+
+
+def without_node_for_s(pod: Manifest, at: float) -> float:
+    """Return for how long the scheduler has found no node for a pod, or has not looked at it."""
+    condition = condition_of(pod, "PodScheduled") or {}
+    since = parse_time(condition.get("lastTransitionTime") or pod["metadata"].get("creationTimestamp"))
+    return math.inf if since is None else at - since
+
+
+def last_ends(pod: Manifest) -> Iterator[Mapping[str, Any]]:
+    """Yield how the containers that do not run well last ended."""
+    for status in container_statuses(pod):
+        ended = (status.get("state") or {}).get("terminated") or (status.get("lastState") or {}).get("terminated")
+        if ended is not None and not status.get("ready"):
+            yield ended
 
 
 def _scheduling_reason(message: str) -> str:

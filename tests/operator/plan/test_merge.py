@@ -1,4 +1,4 @@
-"""Strategic merge: what `kubectl patch --type=strategic` does, and the two things in which ours is kinder."""
+"""Strategic merge: what `kubectl patch --type=strategic` does, and the three things in which ours is kinder."""
 
 import copy
 from typing import Any
@@ -115,6 +115,23 @@ def test_tolerations_are_added_to_those_of_the_profile() -> None:
     assert merge_spec({"tolerations": [mine, other, dict(ours)]})["tolerations"] == [ours, mine, other]
     assert merge_spec({"tolerations": [{"operator": "Exists"}]})["tolerations"] == [ours, {"operator": "Exists"}]
     assert merge_spec({"tolerations": [{"$patch": "replace"}, mine]})["tolerations"] == [mine]
+
+
+def test_required_terms_of_affinity_are_added_to_those_that_pods_need() -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    ours = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"quire.dev/claim": "1"}}}
+    mine = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "mine"}}}
+    base = {"spec": {"affinity": {"podAffinity": {required: [ours]}}}}
+
+    def merged(*terms: Any) -> Any:
+        patch = {"spec": {"affinity": {"podAffinity": {required: list(terms)}, "podAntiAffinity": {required: [mine]}}}}
+        affinity = merge_strategically(base, patch, "p")["spec"]["affinity"]
+        assert affinity["podAntiAffinity"] == {required: [mine]}
+        return affinity["podAffinity"][required]
+
+    assert merged(mine) == [ours, mine]
+    assert merged(mine, ours) == [ours, mine]
+    assert merged({"$patch": "replace"}, mine) == [mine]
 
 
 def test_of_fields_that_exclude_one_another_the_users_replaces_ours() -> None:

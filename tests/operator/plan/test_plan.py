@@ -10,8 +10,8 @@ from plan_world import CLAIM, CLUSTER, FACTS, JOB_NAME, LLAMA, WORKLOAD, World, 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts
 from quire_kube.objects import Ref
-from quire_operator.plan import acceptance
 from quire_operator.plan.actions import Apply, Delete, SetReplicas
+from quire_operator.plan.plan import acceptance
 from quire_operator.spec.kinds import NETWORK_POLICY, OPTIONAL_KINDS, SERVICE, SERVICE_MONITOR
 from quire_operator.spec.settings import parse_settings
 from quire_operator.watch.cluster import ClusterFacts
@@ -95,14 +95,30 @@ def test_an_edited_child_is_healed_and_said_to_be() -> None:
     assert world.workload()["spec"]["template"]["spec"]["containers"][0]["image"] != "evil"
 
 
+SMALLER = {"limits": {"cpu": "2", "memory": "8Gi"}}
+
+
 def test_a_changed_spec_is_no_drift() -> None:
     world = served()
     world.set_spec(engine={"maxModelLen": 2048})
     changed = [action for action in world.plan().actions if isinstance(action, Apply)]
     assert changed
     assert not any(action.is_drift for action in changed)
-    assert changed[-1].reason.startswith("Changed: ")
-    assert "applied-hash" not in changed[-1].reason
+    container = "spec.template.spec.containers[server]"
+    assert changed[-1].reason == f"Changed: {container}.args", "and nothing of the operator's own marks"
+    world.settle()
+    world.set_spec(
+        engine={"maxModelLen": 2048, "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]},
+        resources=SMALLER,
+    )
+    (workload,) = (action for action in world.plan().actions if isinstance(action, Apply))
+    assert workload.reason == (
+        f"Changed: {container}.env[OMP_NUM_THREADS].value, {container}.env[A], {container}.env[B] and 1 more"
+    )
+    world.settle()
+    world.set_spec(engine={"maxModelLen": 2048}, resources=SMALLER)
+    (workload,) = (action for action in world.plan().actions if isinstance(action, Apply))
+    assert workload.reason == "Changed: what is no longer asked for was taken out"
 
 
 def test_a_deleted_child_is_made_again() -> None:

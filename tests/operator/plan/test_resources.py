@@ -207,6 +207,13 @@ def test_no_pod_sees_the_token_and_the_job_does() -> None:
     assert "very-secret" in repr(render_download_job(deployment(spec), Settings(), HARDWARE, "claim"))
 
 
+SERVER_PATH = "spec.podTemplate.spec.containers[server]"
+
+
+def users_server(**fields: Any) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": "server", **fields}]}}
+
+
 @pytest.mark.parametrize(
     ("template", "path"),
     [
@@ -219,6 +226,10 @@ def test_no_pod_sees_the_token_and_the_job_does() -> None:
         ({"spec": {"containers": [{"name": "server", "$patch": "delete"}]}}, "spec.podTemplate.spec.containers"),
         ({"spec": {"containers": {}}}, "spec.podTemplate.spec.containers"),
         ({"spec": None}, "spec.podTemplate.spec.containers"),
+        (users_server(ports=[{"containerPort": 8000, "name": "web"}]), f"{SERVER_PATH}.ports"),
+        (users_server(ports=[{"$patch": "replace"}, {"containerPort": 9000, "name": "http"}]), f"{SERVER_PATH}.ports"),
+        (users_server(ports=None), f"{SERVER_PATH}.ports"),
+        (users_server(readinessProbe=None), f"{SERVER_PATH}.readinessProbe"),
     ],
 )
 def test_a_pod_template_that_would_lose_the_pods_is_refused(template: dict[str, Any], path: str) -> None:

@@ -64,6 +64,13 @@ def test_a_model_in_a_volume_that_is_being_deleted_is_not_cached_and_serves_on()
     world.set_spec(engine={"maxModelLen": 2048})
     world.settle()
     assert world.workload() == before
+    world.add_pod()
+    reason, message = says(world)
+    assert reason == "VolumeDeleted", "it is not gone while a pod mounts it, which nobody would see otherwise"
+    assert message == (
+        f"PersistentVolumeClaim {CLAIM} is being deleted, and goes when no pod uses it; set spec.suspend to true until"
+        " it is gone: a new one is made when it is gone."
+    )
 
 
 def test_auto_grows_once_for_each_pod_that_had_no_space() -> None:

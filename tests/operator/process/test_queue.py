@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from virtual_time import now, run
 
+from quire_kube.api import NameTakenError
 from quire_operator.process.queue import MAX_BACKOFF_S, WorkQueue
 
 
@@ -180,5 +181,18 @@ def test_stop_ends_what_runs_and_takes_up_nothing_more() -> None:
         assert now() == 10
         assert [item for _, item in worker.log] == ["a"]
         assert worker.num_running == 0
+
+    run(main())
+
+
+def test_what_nothing_will_tell_of_is_looked_at_within_its_time() -> None:
+    """NameTaken: an object of somebody else's is not watched, so its end is found out by looking."""
+
+    async def main() -> None:
+        worker = Worker(num_failures=6)
+        worker.error = NameTakenError("taken")
+        worker.queue.add("a")
+        await worker.run_for(30)
+        assert [time for time, _ in worker.log] == [0, 1, 3, 7, 12, 17, 22]
 
     run(main())

@@ -3,11 +3,20 @@
 import asyncio
 import dataclasses
 
+import fake_controllers
 from fake_kube import make_llm
 from operator_world import World, names_of, settled_world
 
 from quire_contract import names
-from quire_kube.api import ConflictError, ForbiddenError, InvalidError, KubeError, MistypedError, UnavailableError
+from quire_kube.api import (
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    KubeError,
+    MistypedError,
+    NameTakenError,
+    UnavailableError,
+)
 from quire_kube.objects import Key, Ref
 from quire_operator.spec.kinds import DEPLOYMENT, EVENT, LLM_DEPLOYMENT, POD, SERVICE, SERVICE_ACCOUNT, SERVICE_MONITOR
 
@@ -165,6 +174,29 @@ def test_what_somebody_else_made_under_our_name_is_not_taken_over() -> None:
         assert account["metadata"]["labels"] == {"app": "theirs"}
         assert "ownerReferences" not in account["metadata"]
         assert world.condition("Accepted")["reason"] == "NameTaken"
+
+    asyncio.run(main())
+
+
+def test_a_foreign_service_is_never_ready_and_its_end_is_found() -> None:
+    async def main() -> None:
+        world = World()
+        service = Ref(kind=SERVICE, namespace="default", name="smollm2")
+        metadata = {"name": "smollm2", "namespace": "default"}
+        world.kube.put({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {}})
+        world.kube.put(make_llm())
+        for _ in range(6):
+            world.deliver()
+            await world.run_pending()
+            fake_controllers.step(world.kube)
+        assert {type(error) for error in world.errors} == {NameTakenError}
+        assert world.llm()["status"]["readyReplicas"] == 1
+        assert world.condition("Ready")["status"] == "False"
+        assert world.condition("ServiceReady")["reason"] == "ServiceMissing"
+        assert world.llm()["status"]["reason"].startswith("NameTaken: Service default/smollm2")
+        world.kube.remove(service)
+        await world.settle()
+        assert world.condition("Ready")["status"] == "True"
 
     asyncio.run(main())
 

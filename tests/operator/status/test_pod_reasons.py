@@ -323,10 +323,10 @@ def test_a_volume_that_is_not_mounted_is_told_only_while_the_pod_waits() -> None
 
 def test_the_cause_of_a_restart_is_remembered_when_the_pod_is_ready_again() -> None:
     pod = _pod(_container(last=_end("", reason="OOMKilled"), restarts=1), ready=True, phase="Running")
-    found = find_restart_cause(pod)
+    found = find_restart_cause(pod, ())
     assert found is not None
     assert found.reason == "OutOfMemory"
-    assert find_restart_cause(_pod(_container(), phase="Running", ready=True)) is None
+    assert find_restart_cause(_pod(_container(), phase="Running", ready=True), ()) is None
 
 
 def test_the_worst_container_is_told() -> None:
@@ -339,7 +339,7 @@ def test_the_worst_container_is_told() -> None:
 def test_a_container_that_is_ready_again_is_not_what_keeps_its_pod_from_ready() -> None:
     recovered = _container(last=_end(TRACEBACK), restarts=1) | {"ready": True}
     sidecar = _container(waiting="CreateContainerError", message="no command specified") | {"name": "sidecar"}
-    assert _line(_pod(recovered, sidecar)) == "CreateContainerError: no command specified"
+    assert _line(_pod(recovered, sidecar)) == "CreateContainerError: container sidecar: no command specified"
 
 
 @pytest.mark.parametrize(

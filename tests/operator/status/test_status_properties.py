@@ -11,6 +11,7 @@ from status_objects import (
     CRASH,
     GPU_MESSAGE,
     LATER,
+    NAME,
     NAMESPACE,
     NOW,
     TIME,
@@ -75,9 +76,12 @@ def _pods(draw: st.DrawFn) -> tuple[Manifest, ...]:
                 "namespace": NAMESPACE,
                 "uid": f"uid-{draw(st.integers(0, 3))}",
                 "creationTimestamp": draw(_times),
-                "labels": {LABEL_REVISION: draw(st.sampled_from(["new", "old"]))},
+                "labels": {LABEL_REVISION: draw(st.sampled_from(["new", "old"])), "quire.dev/deployment": NAME},
             },
-            "spec": {"nodeName": draw(st.sampled_from(["", "node-1"])), "containers": [{"name": "server"}]},
+            "spec": {
+                "nodeName": draw(st.sampled_from(["", "node-1"])),
+                "containers": [{"name": "server", "ports": [{"name": "http", "containerPort": 8000}]}],
+            },
             "status": {
                 "phase": draw(st.sampled_from(["Pending", "Running", "Failed", "Succeeded", "Unknown"])),
                 "conditions": draw(_conditions),

@@ -12,7 +12,7 @@ from quire_contract.model_facts import DownloadProgress
 from quire_contract.phases import Phase, Readiness
 from quire_kube.api import ForbiddenError
 from quire_kube.objects import Manifest
-from quire_kube.times import parse_time
+from quire_kube.times import format_time, parse_time
 from quire_operator.spec.kinds import EVENT, JOB, PERSISTENT_VOLUME_CLAIM, POD
 from quire_operator.watch.observe import (
     PodAnswers,
@@ -23,7 +23,7 @@ from quire_operator.watch.observe import (
 )
 from quire_operator.watch.observed import Observed
 from quire_operator.watch.store import Store
-from quire_operator.watch.warning_events import MAX_LOOK_AGAIN_S, fetch_warnings, read_warnings
+from quire_operator.watch.warning_events import MAX_LOOK_AGAIN_S, PATIENCE_S, fetch_warnings, read_warnings
 
 CREATED = "2026-01-31T12:00:00Z"
 NOW = parse_time(CREATED) or 0.0
@@ -157,3 +157,38 @@ def test_without_the_right_to_read_events_the_rest_goes_on(caplog: pytest.LogCap
     assert asyncio.run(fetch_warnings(kube, observed, NOW + 60)) == ((), 15)
     assert "may not list events" in caplog.text
     assert len(kube.calls) == 1
+
+
+def restarted(age_s: float) -> Manifest:
+    ended = {"exitCode": 0, "finishedAt": format_time(NOW + age_s)}
+    status = {"name": "server", "ready": False, "state": {"running": {}}, "lastState": {"terminated": ended}}
+    return pod("p", phase="Running", containerStatuses=[status])
+
+
+def test_who_ended_a_container_is_asked_at_once_and_killing_counts_though_it_is_called_normal() -> None:
+    about = {"kind": "Pod", "name": "p", "uid": "p", "fieldPath": "spec.containers{server}"}
+    kube = FakeKube()
+    kube.put(warning("p", "Killing", CREATED, type="Normal", involvedObject=about))
+    kube.put(warning("p", "Unhealthy", CREATED, involvedObject=about))
+    kube.put(warning("p", "Started", CREATED, type="Normal", involvedObject=about))
+    observed = Observed(manifest=llm(), pods=(restarted(600),))
+    warnings, again_s = asyncio.run(fetch_warnings(kube, observed, NOW + 600))
+    assert sorted((one.reason, one.container) for one in warnings) == [("Killing", "server"), ("Unhealthy", "server")]
+    assert again_s == PATIENCE_S
+
+
+def without_node(said: str) -> Manifest:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+    conditions = [condition | {"lastTransitionTime": CREATED}] if said else []
+    return {**pod("p", phase="Pending", conditions=conditions), "spec": {}}
+
+
+@pytest.mark.parametrize(
+    ("said", "age_s", "look_again_s"),
+    [("no GPU", 3, 10), ("no GPU", 11, None), ("", 3, 10), ("", 29, 10), ("", 31, None)],
+)
+def test_a_pod_without_a_node_is_looked_at_again_until_its_time_is_up(
+    said: str, age_s: float, look_again_s: float | None
+) -> None:
+    observed = Observed(manifest=llm(), pods=(without_node(said),))
+    assert asyncio.run(fetch_warnings(FakeKube(), observed, NOW + age_s)) == ((), look_again_s)

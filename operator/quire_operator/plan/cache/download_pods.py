@@ -18,7 +18,14 @@ from quire_operator.plan.actions import Verdict
 from quire_operator.plan.cache.volumes import Shortage
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.watch.observed import Observed
-from quire_operator.watch.pods import is_ending, unschedulable_condition
+from quire_operator.watch.pods import (
+    SCHEDULING_PATIENCE_S,
+    VOLUME_NOT_BOUND,
+    is_ending,
+    unschedulable_condition,
+    why_unscheduled,
+    without_node_for_s,
+)
 
 _IMAGE_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
@@ -66,13 +73,19 @@ def find_failure(pods: Sequence[Manifest]) -> DownloadFailure | None:
     return replace(_read_failure(failed[-1]), time=ended_at)
 
 
-def find_obstacle(pods: Sequence[Manifest]) -> Verdict | None:
-    """Return what keeps the newest pod from starting: a Secret, its image, or the scheduler."""
+def find_obstacle(pods: Sequence[Manifest], at: float) -> Verdict | None:
+    """Return what keeps the newest pod from starting, for longer than a healthy start: Secret, image, or scheduler."""
     if not pods or _phase(pods[-1]) != "Pending":
         return None
     unschedulable = unschedulable_condition(pods[-1])
+    if unschedulable is not None and without_node_for_s(pods[-1], at) < SCHEDULING_PATIENCE_S:
+        return None
     if unschedulable is not None:
-        return _no("DownloadUnschedulable", f"The download finds no node: {unschedulable.get('message', '')}")
+        is_for_volume = (found := why_unscheduled(pods[-1])) is not None and found.reason == VOLUME_NOT_BOUND
+        message = unschedulable.get("message", "")
+        if is_for_volume:  # a scheduler looks again some seconds after the volume is there
+            return _no("VolumePending", f"The download waits for its volume: {message}")
+        return _no("DownloadUnschedulable", f"The download finds no node: {message}")
     waiting = (_container_state(pods[-1]).get("waiting")) or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
     if reason in _CONFIG_REASONS and "secret" in message.lower():

@@ -37,6 +37,7 @@ from quire_operator.plan.cache.download_pods import (
     pods_of_job,
     unschedulable_since,
 )
+from quire_operator.plan.cache.retries import due_at, read_retry_at
 from quire_operator.plan.cache.volumes import Source, VolumePlan, claim_ref, plan_volume
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.download_job import render_download_job
@@ -47,10 +48,8 @@ from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
-from quire_operator.watch.pods import condition_of, is_ending
+from quire_operator.watch.pods import condition_of, is_ending, is_over
 
-_BACKOFF_S: Final = 15.0
-_MAX_BACKOFF_S: Final = 300.0
 _RESULT_WAIT_S: Final = 10.0
 """How long a pod's result may reach the caches after the end of its Job."""
 _MAX_ATTEMPT: Final = 64
@@ -176,6 +175,8 @@ def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
     """Leave a Job to its own retries, unless it is no longer the one that is wanted."""
     verdict = _progress_verdict(given)
     wanted = _render(given)
+    if given.pods and given.failure is not None and is_over(given.pods[-1]) and _is_asked_again(given, given.failure):
+        return ModelPlan(verdict=verdict, actions=_delete_job(job, "Replaced: it is to be tried again now"))
     # Elsewhere it might find a node; placed as wanted, it waits for one.
     stuck_at = unschedulable_since(given.pods) if _differs(wanted, job, ANNOTATION_PLACEMENT) else None
     if stuck_at is None and not _differs(wanted, job, ANNOTATION_APPLIED_HASH):
@@ -187,17 +188,23 @@ def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
         stuck_at = given.failure.time or given.now
     if stuck_at is None:
         return ModelPlan(verdict=verdict)
-    left_s = stuck_at + _backoff_s(_attempt_of(job)) - given.now
+    left_s = _left_s(given, job, stuck_at)
     if left_s > 0:
         return ModelPlan(verdict=verdict, requeue_after_s=left_s)
     return ModelPlan(verdict=verdict, actions=(*_record_attempt(given, job), *actions))
+
+
+def _is_asked_again(given: _Download, failure: DownloadFailure) -> bool:
+    """Whether a person wants another try now, and the Job itself waits."""
+    asked_at = read_retry_at(given.observed.manifest)
+    return asked_at is not None and (failure.time or 0.0) < asked_at <= given.now
 
 
 def _retry(given: _Download, job: Manifest, ended_at: float) -> ModelPlan:
     """Make an ended Job that left no model again: at once where a changed one may do better, else after a while."""
     is_different = _differs(_render(given), job, ANNOTATION_APPLIED_HASH)
     is_changed = is_different and not given.observed.other_cache_users
-    left_s = ended_at + _backoff_s(_attempt_of(job)) - given.now
+    left_s = _left_s(given, job, ended_at)
     verdict = _progress_verdict(given)
     if given.failure is None:
         message = "The download ended, and its result is not known; it is made again."
@@ -237,7 +244,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods)) is not None:
+    if (obstacle := find_obstacle(given.pods, observed.at)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
@@ -253,7 +260,9 @@ def _progress_verdict(given: _Download) -> Verdict:
 
 def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
     """A pod that finds no node because its volume is not there has the volume's trouble."""
-    return trouble if trouble is not None and obstacle.reason == "DownloadUnschedulable" else obstacle
+    return (
+        trouble if trouble is not None and obstacle.reason in ("DownloadUnschedulable", "VolumePending") else obstacle
+    )
 
 
 def _progress_message(given: _Download) -> str:
@@ -304,8 +313,9 @@ def _differs(wanted: Manifest, job: Manifest, annotation: str) -> bool:
     return annotation_of(wanted, annotation) != annotation_of(job, annotation)
 
 
-def _backoff_s(attempt: int) -> float:
-    return min(_MAX_BACKOFF_S, _BACKOFF_S * 2.0 ** (attempt - 1))
+def _left_s(given: _Download, job: Manifest, failed_at: float) -> float:
+    """Return how long a failed Job is left alone yet."""
+    return due_at(failed_at, _attempt_of(job), read_retry_at(given.observed.manifest)) - given.now
 
 
 def _attempt_of(job: Manifest) -> int:

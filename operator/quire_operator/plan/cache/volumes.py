@@ -21,7 +21,7 @@ from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
-from quire_operator.watch.pods import is_ending
+from quire_operator.watch.pods import is_ending, is_over
 
 GIB: Final = 1 << 30
 AUTO_SIZE_BYTES: Final = 16 * GIB
@@ -96,9 +96,7 @@ def plan_volume(
         message = f"PersistentVolumeClaim {source.claim} is being made."
         return VolumePlan(actions=(created,), trouble=_no_default_class(deployment, cluster) or _pending(message))
     if is_ending(volume):
-        message = f"PersistentVolumeClaim {source.claim} is being deleted"
-        cure = "create it again" if source.is_users_claim else "a new one is made when it is gone"
-        return VolumePlan(trouble=_pending(f"{message}; {cure}."), can_download=False)
+        return VolumePlan(trouble=_ending(source, observed), can_download=False)
     trouble = _find_trouble(deployment, observed, cluster, volume)
     requeue_after_s = None if trouble is None else STUCK_POLL_S
     if source.is_users_claim:
@@ -165,6 +163,16 @@ def _find_change(deployment: LLMDeployment, observed: Observed, volume: Manifest
     if cache.access_mode is not None and [cache.access_mode] != spec.get("accessModes"):
         return "spec.cache.accessMode"
     return "spec.cache.size" if cache.size_bytes is not None and cache.size_bytes < requested_bytes(volume) else ""
+
+
+def _ending(source: Source, observed: Observed) -> Verdict:
+    """Say what a claim that is being deleted waits for: Kubernetes keeps it while pods mount it."""
+    message = f"PersistentVolumeClaim {source.claim} is being deleted"
+    cure = "create it again" if source.is_users_claim else "a new one is made when it is gone"
+    if all(map(is_over, observed.pods)):
+        return _pending(f"{message}; {cure}.")
+    message = f"{message}, and goes when no pod uses it; set spec.suspend to true until it is gone: {cure}."
+    return Verdict(holds=False, reason="VolumeDeleted", message=message)
 
 
 def _no_default_class(deployment: LLMDeployment, cluster: ClusterFacts) -> Verdict | None:

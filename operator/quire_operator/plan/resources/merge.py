@@ -2,8 +2,9 @@
 
 As `kubectl patch --type=strategic` does it: mappings merge, null removes, lists with a merge key merge by that key,
 other lists are replaced, and `$patch: delete`, `$patch: replace` and `$deleteFromPrimitiveList/<field>` mean what they
-mean there. It is kinder in two things: tolerations are added to those of the profile, and of fields that exclude one
-another (kinds of volume, handlers of a probe, value and valueFrom) the user's replaces ours instead of joining it.
+mean there. It is kinder in three things: tolerations are added to those of the profile, required terms of affinity to
+those without which a pod could not mount its model, and of fields that exclude one another (kinds of volume, handlers
+of a probe, value and valueFrom) the user's replaces ours instead of joining it.
 Knows nothing of what a pod is for. Never changes its arguments.
 """
 
@@ -26,6 +27,8 @@ MERGE_KEYS: Final[dict[str, tuple[str, ...]]] = {
 }
 """Lists of a pod template whose items are told apart by these fields; all but tolerations must have the first."""
 
+_ADDED: Final = frozenset({"requiredDuringSchedulingIgnoredDuringExecution"})
+"""Lists of conditions that all must hold: the user's are further ones."""
 _EXCLUSIVE: Final = (
     frozenset({"exec", "httpGet", "tcpSocket", "grpc", "sleep"}),
     frozenset({"value", "valueFrom"}),
@@ -90,7 +93,8 @@ def _merge_value(base: Any, value: Any, path: str, key: str) -> Any:
     if isinstance(value, list):
         if key in MERGE_KEYS:
             return _merge_list(base or [], value, path, key)
-        return [item for item in value if item != _REPLACE]
+        kept = base or [] if key in _ADDED and _REPLACE not in value else []
+        return [*kept, *(item for item in value if item != _REPLACE and item not in kept)]
     return value
 
 

@@ -65,7 +65,10 @@ def build_pod_template(
             "volumes": _volumes(given),
         },
     }
-    return _merge_users(template, deployment.spec.pod_template, labels)
+    merged = _merge_users(template, deployment.spec.pod_template, labels)
+    if is_answering:
+        _check_answers(merged)
+    return merged
 
 
 def grace_period_s(deployment: LLMDeployment) -> int:
@@ -245,3 +248,15 @@ def _merge_users(template: Manifest, users: Mapping[str, Any], labels: Mapping[s
     if not any(container.get("name") == CONTAINER for container in containers):
         raise SpecError(f"{path}.spec.containers", f"must keep the container {CONTAINER!r}, which runs the model")
     return merged
+
+
+def _check_answers(template: Manifest) -> None:
+    """Refuse a server that the Services would not find, or that would be called ready before it is."""
+    path = f"spec.podTemplate.spec.containers[{CONTAINER}]"
+    container = next(one for one in template["spec"]["containers"] if one.get("name") == CONTAINER)
+    ports_there = {(port.get("name"), port.get("containerPort")) for port in container.get("ports") or ()}
+    if (HTTP_PORT_NAME, ports.SERVER_HTTP) not in ports_there:
+        message = f"must keep port {ports.SERVER_HTTP} by the name {HTTP_PORT_NAME!r}: Services and probes lead there"
+        raise SpecError(f"{path}.ports", message)
+    if not container.get("readinessProbe"):
+        raise SpecError(f"{path}.readinessProbe", "must stay: by it clients are kept from a server that is not ready")

@@ -1,0 +1,32 @@
+"""When a download's pod that has no node is trouble: not on a healthy start, and not for want of its own volume."""
+
+import pytest
+
+from quire_kube.objects import Manifest
+from quire_kube.times import parse_time
+from quire_operator.plan.cache.download_pods import find_obstacle
+
+SINCE = "2026-01-31T12:00:00Z"
+AT = parse_time(SINCE) or 0.0
+NO_ROOM = "0/1 nodes are available: 1 Insufficient cpu."
+NO_VOLUME = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
+
+
+def _waiting(message: str) -> Manifest:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    status = {"phase": "Pending", "conditions": [condition | {"lastTransitionTime": SINCE}]}
+    return {"metadata": {"name": "quire-download-0-x7k2p"}, "spec": {}, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("message", "age_s", "reason"),
+    [
+        (NO_ROOM, 8, None),
+        (NO_ROOM, 12, "DownloadUnschedulable"),
+        (NO_VOLUME, 8, None),
+        (NO_VOLUME, 60, "VolumePending"),
+    ],
+)
+def test_what_keeps_a_download_from_its_node(message: str, age_s: float, reason: str | None) -> None:
+    found = find_obstacle((_waiting(message),), AT + age_s)
+    assert (None if found is None else found.reason) == reason
