@@ -16,7 +16,7 @@ from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, label_of
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
-from quire_operator.spec.kinds import SERVICE
+from quire_operator.spec.kinds import SERVICE, WORKER_INDEX_LABEL
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
 from quire_operator.status.reasons import (
     NO_DEFAULT_STORAGE_CLASS,
@@ -46,7 +46,6 @@ from quire_operator.watch.pods import (
 DOWNLOADING: Final = "Downloading"
 LOADING: Final = "Loading"
 SECRET_MISSING: Final = "SecretMissing"
-WORKER_INDEX_LABEL: Final = "leaderworkerset.sigs.k8s.io/worker-index"
 PROGRESS_REASONS: Final = frozenset({DOWNLOADING, "VolumePending", "VolumeGrowing"})
 """Reasons for which a model is not cached yet, and nobody has to do anything."""
 
