@@ -1,9 +1,9 @@
 """How to reach the API server, and as whom: $KUBECONFIG, else the pod's service account, else ~/.kube/config.
 
-The official package reads them: several files, tokens, client certificates, OIDC and its refreshing. Here is what it
-leaves open or does otherwise than kubectl: which file's context counts, a token file's precedence and its newline, what
-a plugin's failure means, $HTTPS_PROXY. What a `Connection` says is true when it is read; whoever keeps one asks again
-after `lasts_s`, and at once when it is refused. Knows no request.
+The official package reads them: several files, tokens, client certificates, plugins. Here is what it leaves open or
+does otherwise than kubectl: which file's context counts, a token file's precedence and its newline, what a plugin's
+failure means, OIDC, $HTTPS_PROXY. A `Connection` is true when it is read; whoever keeps one asks again after `lasts_s`,
+and at once when it is refused. Knows no request.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import base64
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +27,12 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.exec_provider import ExecProvider
 from kubernetes.aio.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 
+from quire_kube.oidc import OidcError, current_tokens, expires_at
 from quire_kube.times import parse_time
 
 _FILES_LAST_S: Final = 300.0
 """Tokens of service accounts rotate, and so may every other file."""
-_MIN_PLUGIN_LASTS_S: Final = 10.0
+_MIN_LASTS_S: Final = 10.0
 _PLUGIN_TIMEOUT_S: Final = 60.0
 _MAX_CONNECTIONS: Final = 32
 _UNSERVED_OF_USERS: Final = ("as", "as-uid", "as-groups", "as-user-extra")
@@ -107,8 +109,8 @@ async def load_connection() -> Connection:
             return await reading
     except TimeoutError as error:
         raise ConnectionSettingsError(f"{what} gave no credentials within {_PLUGIN_TIMEOUT_S:g} s") from error
-    except (ConfigException, yaml.YAMLError, aiohttp.ClientError, OSError, *_MALFORMED) as error:
-        said = error if isinstance(error, ConfigException) else repr(error)
+    except (ConfigException, OidcError, yaml.YAMLError, aiohttp.ClientError, OSError, *_MALFORMED) as error:
+        said = error if isinstance(error, ConfigException | OidcError) else repr(error)
         raise ConnectionSettingsError(f"{what} cannot be read: {said}") from error
 
 
@@ -129,9 +131,9 @@ async def _read_kubeconfig(paths: str) -> Connection:
     context = next((found for found in _current_contexts(merger) if found), None)
     if context is None:
         raise ConnectionSettingsError(f"{paths}: no current-context")
-    lasts_s = await _prepare(merger.config, context)
+    lasts_s = await _prepare(merger, context)
     configuration = Configuration()
-    loader = KubeConfigLoader(merger.config, context, config_base_path=None, config_persister=lambda _: _save(merger))
+    loader = KubeConfigLoader(merger.config, context, config_base_path=None)
     await loader.load_and_set(configuration)
     return _connection(configuration, configuration.proxy or _proxy_of_environment(configuration.host), lasts_s)
 
@@ -141,16 +143,18 @@ def _current_contexts(merger: KubeConfigMerger) -> Iterator[str | None]:
     return (content.get("current-context") for content in merger.config_files.values())
 
 
-def _save(merger: KubeConfigMerger) -> None:
-    """Keep a refreshed OIDC token, whose predecessor may be void, where the files can be written."""
-    try:
+async def _oidc_token(provider: dict[str, Any], merger: KubeConfigMerger) -> str:
+    """Return an id token that lasts; a new one is kept in its file, because its predecessor may be void."""
+    new = await current_tokens(provider)
+    provider.update(new)
+    with suppress(OSError):  # A mounted Secret: the next reading refreshes for itself.
         merger.save_changes()
-    except OSError:
-        return  # A mounted Secret: the next process refreshes for itself.
+    return str(provider["id-token"])
 
 
-async def _prepare(config: ConfigNode, context_name: str) -> float:
+async def _prepare(merger: KubeConfigMerger, context_name: str) -> float:
     """Bring the context's user into a form that is read as kubectl reads it; return how long that lasts."""
+    config = merger.config
     context = config["contexts"].get_with_name(context_name)["context"]
     cluster = config["clusters"].get_with_name(context["cluster"])
     _refuse_unserved("clusters[].cluster", cluster.value["cluster"], _UNSERVED_OF_CLUSTERS)
@@ -163,6 +167,9 @@ async def _prepare(config: ConfigNode, context_name: str) -> float:
     if "exec" in user:
         status = await _run_plugin(_with_whole_path(user["exec"], node.path))
         user, lasts_s = _user_of_plugin(status), _plugin_lasts_s(status)
+    elif (user.get("auth-provider") or {}).get("name") == "oidc":
+        token = await _oidc_token(user["auth-provider"]["config"], merger)
+        user, lasts_s = {"token": token}, _lasts_s(expires_at(token))
     elif "tokenFile" in user:
         user = {key: value for key, value in user.items() if key != "token"}
     node.value = {**node.value, "user": user}  # not in place: the file's own content may be written back
@@ -203,9 +210,14 @@ def _user_of_plugin(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plugin_lasts_s(status: Mapping[str, Any]) -> float:
-    """Until shortly before it expires; where a plugin says nothing of that, until it is refused."""
-    expires_at = parse_time(status.get("expirationTimestamp"))
-    return float("inf") if expires_at is None else max(0.8 * (expires_at - time.time()), _MIN_PLUGIN_LASTS_S)
+    """Where a plugin says nothing of when it expires, until it is refused."""
+    expiration = parse_time(status.get("expirationTimestamp"))
+    return float("inf") if expiration is None else _lasts_s(expiration)
+
+
+def _lasts_s(expiration: float) -> float:
+    """Until shortly before it expires."""
+    return max(0.8 * (expiration - time.time()), _MIN_LASTS_S)
 
 
 def _connection(configuration: Configuration, proxy_url: str | None, lasts_s: float = _FILES_LAST_S) -> Connection:

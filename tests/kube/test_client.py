@@ -24,7 +24,7 @@ from quire_kube.api import (
     error_from,
 )
 from quire_kube.client import KubeClient, path_of
-from quire_kube.connection import Connection, Endpoint
+from quire_kube.connection import Connection, ConnectionSettingsError, Endpoint
 from quire_kube.objects import Ref
 from quire_operator.spec.kinds import DEPLOYMENT, LEASE, LLM_DEPLOYMENT, POD, SERVICE, STORAGE_CLASS, ref_of
 
@@ -288,3 +288,37 @@ def test_a_retry_after_that_is_a_date_is_left_out() -> None:
     error = error_from(503, {}, "get", "x", "Wed, 21 Oct 2026 07:28:00 GMT")
     assert isinstance(error, UnavailableError)
     assert error.retry_after_s is None
+
+
+def test_a_proxy_is_gone_through() -> None:
+    server = Server(answers=[(200, {"major": "1"})])
+
+    async def main() -> Any:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", server.handle)
+        async with TestServer(app) as proxy:
+
+            async def connect() -> Connection:
+                return Connection(
+                    endpoint=Endpoint(server="http://cluster.invalid:6443", proxy_url=str(proxy.make_url("/")))
+                )
+
+            async with KubeClient(connect, ref_of, lambda *_: None) as kube:
+                return await kube.raw_get("/version")
+
+    assert asyncio.run(main()) == {"major": "1"}
+    assert server.requests[0][3]["Host"] == "cluster.invalid:6443"
+
+
+def test_credentials_that_cannot_be_read_are_no_answer() -> None:
+    """A plugin that fails for a while is nothing to end for."""
+
+    async def connect() -> Connection:
+        raise ConnectionSettingsError("the plugin failed")
+
+    async def main() -> None:
+        async with KubeClient(connect, ref_of, lambda *_: None) as kube:
+            await kube.get(REF)
+
+    with pytest.raises(UnreachableError, match="no credentials: the plugin failed"):
+        asyncio.run(main())

@@ -192,26 +192,6 @@ def test_what_would_be_left_out_silently_is_refused(
         load()
 
 
-def oidc(**config: str) -> dict[str, Any]:
-    return {"auth-provider": {"name": "oidc", "config": {"client-id": "c", "client-secret": "s", **config}}}
-
-
-def jwt(expires_at: float) -> str:
-    return f"h.{base64.urlsafe_b64encode(json.dumps({'exp': expires_at}).encode()).decode().rstrip('=')}.s"
-
-
-def test_an_oidc_token_that_lasts_is_taken(kubeconfig: Path) -> None:
-    token = jwt(time.time() + 3600)
-    write(kubeconfig, oidc(**{"id-token": token}))
-    assert load().authorization == f"Bearer {token}"
-
-
-def test_an_oidc_token_that_cannot_be_refreshed_is_told(kubeconfig: Path) -> None:
-    write(kubeconfig, oidc())
-    with pytest.raises(ConnectionSettingsError, match="refresh"):
-        load()
-
-
 def test_a_pod_goes_by_its_service_account_and_reads_it_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     token, ca = tmp_path / "token", tmp_path / "ca.crt"
     token.write_text("old\n")

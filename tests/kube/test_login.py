@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from quire_kube.connection import Connection, ConnectionSettingsError, Endpoint
+from quire_kube.connection import Connection, ConnectionSettingsError, Endpoint, open_transport
 from quire_kube.login import Login
 
 
@@ -89,3 +90,11 @@ def test_a_failure_to_read_leaves_what_is_known_unless_it_was_refused() -> None:
             await login.access(refused=known)
 
     play(Reader(connection("a", -1.0), ConnectionSettingsError("no file")), scenario)
+
+
+def test_a_certificate_that_cannot_be_used_is_a_fault_of_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "cert.pem"
+    file.write_text("CERT")
+    endpoint = Endpoint(server="https://a", cert_file=str(file), key_file=str(file))
+    with pytest.raises(ConnectionSettingsError, match="certificates for https://a cannot be used"):
+        open_transport(endpoint)

@@ -1,4 +1,4 @@
-"""A whole operator less its process: FakeKube, store, reconciler with the real decisions, and a watch that may lag."""
+"""A whole operator less its process: FakeKube, store, reconciler, and a watch that may lag."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,12 @@ from quire_contract.phases import Readiness
 from quire_kube.api import KubeError
 from quire_kube.objects import Key, Manifest, Ref
 from quire_kube.times import parse_time
-from quire_operator.plan.cache.orphans import plan_orphans
-from quire_operator.plan.plan import plan
-from quire_operator.process.reconcile import Decisions, Reconciler
+from quire_operator.process.reconcile import Reconciler
 from quire_operator.spec.kinds import EVENT, LLM_DEPLOYMENT
 from quire_operator.spec.settings import Settings
-from quire_operator.status.status import derive_status
-from quire_operator.status.transitions import build_events
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.store import Store
 
-DECISIONS = Decisions(plan=plan, plan_orphans=plan_orphans, derive_status=derive_status, build_events=build_events)
 MAX_TURNS = 60
 WatchEvent = tuple[str, Manifest]
 
@@ -50,7 +45,7 @@ class FakeProber:
 class World:
     """Runs reconciles for whatever the store says has changed."""
 
-    def __init__(self, decisions: Decisions = DECISIONS) -> None:
+    def __init__(self) -> None:
         self.kube = FakeKube()
         self.prober = FakeProber()
         self.pending: set[Key] = set()
@@ -65,7 +60,6 @@ class World:
             settings=Settings,
             prober=self.prober,
             clock=lambda: self.now,
-            decisions=decisions,
         )
 
     def restart_operator(self) -> None:

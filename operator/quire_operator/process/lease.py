@@ -4,7 +4,7 @@
 
 Invariants: no two processes' clocks are ever compared (a lease has expired when *this* process has seen it unchanged
 for its whole duration, by a monotonic clock); the holder stops working before its own lease can expire for others,
-counted from the *start* of its last successful renewal.
+counted from the *start* of its last successful renewal; a lease is given back by nobody whose work may still run.
 """
 
 import asyncio
@@ -149,6 +149,7 @@ class Leadership:
         self._kube = kube
         self._config = config
         self._on_change = on_change
+        self._working: asyncio.Future[None] | None = None
         self._held: Manifest | None = None
         self._renewed_at = 0.0
 
@@ -157,7 +158,7 @@ class Leadership:
 
         Raises:
             WorkDidNotStopError: the process must end now.
-            Exception: whatever the work raises; the lease is given back.
+            Exception: whatever the work raises; the lease is given back, since the work has ended.
         """
         while True:
             await self._acquire()
@@ -168,7 +169,8 @@ class Leadership:
                     return
             finally:
                 self._on_change(False)
-                await self._release()
+                if self._working is None or self._working.done():
+                    await self._release()
             logger.warning("Lost lease lease=%s identity=%s", self._config.ref, self._config.identity)
 
     async def _acquire(self) -> None:
@@ -201,7 +203,7 @@ class Leadership:
 
     async def _work_while_held(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Return True when the work has ended by itself, False when the lease was lost and the work has stopped."""
-        working = asyncio.ensure_future(work())
+        self._working = working = asyncio.ensure_future(work())
         renewing = asyncio.ensure_future(self._renew_until_lost())
         try:
             await asyncio.wait({working, renewing}, return_when=asyncio.FIRST_COMPLETED)

@@ -17,17 +17,12 @@ from typing import Final
 from quire_contract import names
 from quire_kube.client import KubeClient
 from quire_kube.connection import load_connection
-from quire_operator.plan.cache.orphans import plan_orphans
-from quire_operator.plan.plan import plan
 from quire_operator.process.health import Health, build_health_app, build_metrics_app, serving
 from quire_operator.process.lease import Leadership, LeaseConfig, WorkDidNotStopError
 from quire_operator.process.metrics import Metrics, Readings
-from quire_operator.process.reconcile import Decisions
 from quire_operator.process.settings_file import SettingsFile
 from quire_operator.process.term import Surroundings, Term
 from quire_operator.spec.kinds import ref_of
-from quire_operator.status.status import derive_status
-from quire_operator.status.transitions import build_events
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +87,6 @@ class OperatorProcess:
                 connect=load_connection,
                 settings=self._settings,
                 metrics=self._metrics,
-                decisions=Decisions(
-                    plan=plan, plan_orphans=plan_orphans, derive_status=derive_status, build_events=build_events
-                ),
                 operator_namespace=self._options.lease_namespace,
                 num_workers=self._options.num_workers,
                 on_signals_lost=self._take_signals,

@@ -1,7 +1,7 @@
 """One LLMDeployment from what is observed to what is wanted: observe → plan → apply → status → events.
 
 Holds no state of its own: run at any time, any number of times, for any key, it ends in the same place, and where there
-is nothing to change it writes nothing. Decisions are made by the functions of `Decisions`; knows none of their rules.
+is nothing to change it writes nothing. Knows none of the rules by which is decided.
 """
 
 import dataclasses
@@ -17,9 +17,14 @@ from quire_contract.phases import Readiness
 from quire_kube.api import AlreadyExistsError, Kube, KubeError, NamespaceTerminatingError, NotFoundError
 from quire_kube.objects import Key, Manifest
 from quire_operator.apply.apply import Applied, apply_actions, with_refusals
-from quire_operator.plan.actions import Action, Plan, Verdict
+from quire_operator.plan.actions import Action, Plan
+from quire_operator.plan.cache.orphans import plan_orphans
+from quire_operator.plan.plan import plan as make_plan
+from quire_operator.plan.rollout import earliest
 from quire_operator.spec.kinds import LLM_DEPLOYMENT, OPTIONAL_KINDS, WORKLOAD_KINDS
 from quire_operator.spec.settings import Settings
+from quire_operator.status.status import derive_status
+from quire_operator.status.transitions import build_events
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observe import (
     PodAnswers,
@@ -55,31 +60,6 @@ class PodProber(Protocol):
         ...
 
 
-class BuildEvents(Protocol):
-    """`transitions.build_events`."""
-
-    def __call__(
-        self,
-        manifest: Manifest,
-        old_status: Mapping[str, Any],
-        new_status: Mapping[str, Any],
-        applied: Sequence[Action],
-        done_without: Sequence[Verdict],
-        now: float,
-    ) -> tuple[Manifest, ...]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decisions:
-    """The pure functions that decide."""
-
-    plan: Callable[[Observed, ClusterFacts, Settings, float], Plan]
-    plan_orphans: Callable[[Sequence[Manifest], Sequence[Manifest]], tuple[Action, ...]]
-    """From the cache volumes and download Jobs that nobody uses."""
-    derive_status: Callable[[Observed, Plan, ClusterFacts, Settings, float], dict[str, Any]]
-    build_events: BuildEvents
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciler:
     """Everything that a reconcile needs; `reconcile` is the queue's work."""
@@ -91,7 +71,6 @@ class Reconciler:
     prober: PodProber
     clock: Callable[[], float]
     """Unix time."""
-    decisions: Decisions
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring one LLMDeployment to where it should be; return after how many seconds to look again.
@@ -112,7 +91,7 @@ class Reconciler:
         except (NotFoundError, NamespaceTerminatingError):
             return None
         _raise_unless_done(result.applied)
-        return _soonest(result.plan.requeue_after_s, result.look_again_s)
+        return earliest(result.plan.requeue_after_s, result.look_again_s)
 
     async def _converge(self, key: Key, now: float) -> "_Result | None":
         """Plan and apply until a plan has nothing left to do."""
@@ -148,20 +127,20 @@ class Reconciler:
         return PodAnswers(readiness=readiness, progress=progress)
 
     def _plan(self, observed: Observed, now: float) -> Plan:
-        return self.decisions.plan(observed, self.cluster(), self.settings(), now)
+        return make_plan(observed, self.cluster(), self.settings(), now)
 
     async def _report(self, result: "_Result", now: float) -> None:
         """Write the status if it says something new, and the Events that go with it."""
         observed, applied = result.observed, result.applied
         manifest, old = observed.manifest, observed.manifest.get("status") or {}
         plan = with_refusals(result.plan, applied)
-        new = self.decisions.derive_status(observed, plan, self.cluster(), self.settings(), now)
+        new = derive_status(observed, plan, self.cluster(), self.settings(), now)
         if without_nulls(new) != without_nulls(old):
             metadata = {key: manifest["metadata"][key] for key in ("name", "namespace", "uid")}
             head = {"apiVersion": names.GROUP_VERSION, "kind": names.KIND, "metadata": metadata}
             self.store.put(await self.kube.apply_status({**head, "status": without_nulls(new)}))
         done_without = [refusal.as_verdict() for refusal in applied.refusals if refusal.is_minor]
-        for event in self.decisions.build_events(manifest, old, new, applied.done, done_without, now):
+        for event in build_events(manifest, old, new, applied.done, done_without, now):
             try:
                 await self.kube.create(event)
             except AlreadyExistsError:
@@ -172,7 +151,7 @@ class Reconciler:
     async def _clear_orphans(self, namespace: str, now: float) -> Applied:
         """Clear away what no LLMDeployment of the namespace uses any more."""
         claims, jobs = self.store.claims_without_users(namespace), self.store.jobs_without_users(namespace)
-        if not self.decisions.plan_orphans(claims, jobs):
+        if not plan_orphans(claims, jobs):
             return Applied()
         # The watch may not have told of every user yet, and what a volume holds is slow to get again: ask.
         fresh = Store()
@@ -183,7 +162,7 @@ class Reconciler:
         for manifest in (*users, *claims, *jobs):
             fresh.put(manifest)
         unused = fresh.claims_without_users(namespace), fresh.jobs_without_users(namespace)
-        return await apply_actions(self.kube, self.store, self.decisions.plan_orphans(*unused), now=now)
+        return await apply_actions(self.kube, self.store, plan_orphans(*unused), now=now)
 
     async def _list_users(self, namespace: str) -> Sequence[Manifest]:
         """Return all that may hold a volume: LLMDeployments, and the workloads that mount what these used before."""
@@ -221,7 +200,3 @@ def _raise_unless_done(applied: Applied) -> None:
 
 def _longest_wait_s(error: KubeError) -> float:
     return float(getattr(error, "retry_within_s", math.inf))
-
-
-def _soonest(*times_s: float | None) -> float | None:
-    return min((time_s for time_s in times_s if time_s is not None), default=None)

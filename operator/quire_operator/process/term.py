@@ -18,7 +18,7 @@ from quire_kube.objects import Key, Kind, Manifest
 from quire_operator.process.health import Health
 from quire_operator.process.metrics import Metrics, Readings
 from quire_operator.process.queue import WorkQueue
-from quire_operator.process.reconcile import Decisions, Reconciler
+from quire_operator.process.reconcile import Reconciler
 from quire_operator.process.settings_file import SettingsFile
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.discovery import Discovery, discover
@@ -43,7 +43,6 @@ class Surroundings:
     """How kopf reaches the API server; asked again whenever the credentials are refused."""
     settings: SettingsFile
     metrics: Metrics
-    decisions: Decisions
     operator_namespace: str
     num_workers: int
     on_signals_lost: Callable[[], None]
@@ -73,7 +72,6 @@ class Term:
             settings=lambda: around.settings.current,
             prober=self._probe,
             clock=time.time,
-            decisions=around.decisions,
         )
 
     async def run(self) -> None:

@@ -23,6 +23,8 @@ LEASE: Final = Kind(api_version="coordination.k8s.io/v1", kind="Lease", plural="
 LEADER_WORKER_SET: Final = Kind(
     api_version="leaderworkerset.x-k8s.io/v1", kind="LeaderWorkerSet", plural="leaderworkersets"
 )
+WORKER_INDEX_LABEL: Final = "leaderworkerset.sigs.k8s.io/worker-index"
+"""On every pod of a LeaderWorkerSet; "0" is the leader, which alone answers requests."""
 SCALED_OBJECT: Final = Kind(api_version="keda.sh/v1alpha1", kind="ScaledObject", plural="scaledobjects")
 SERVICE_MONITOR: Final = Kind(api_version="monitoring.coreos.com/v1", kind="ServiceMonitor", plural="servicemonitors")
 PROMETHEUS_RULE: Final = Kind(api_version="monitoring.coreos.com/v1", kind="PrometheusRule", plural="prometheusrules")

@@ -17,7 +17,7 @@ from quire_kube.objects import Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
 from quire_operator.plan.cache.download_pods import pods_of_job
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
-from quire_operator.spec.kinds import SERVICE
+from quire_operator.spec.kinds import SERVICE, WORKER_INDEX_LABEL
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
 from quire_operator.status.reachability import reached_pods
 from quire_operator.status.reasons import (
@@ -49,7 +49,6 @@ from quire_operator.watch.pods import (
 DOWNLOADING: Final = "Downloading"
 LOADING: Final = "Loading"
 SECRET_MISSING: Final = "SecretMissing"
-WORKER_INDEX_LABEL: Final = "leaderworkerset.sigs.k8s.io/worker-index"
 PROGRESS_REASONS: Final = frozenset({DOWNLOADING, "VolumePending", "VolumeGrowing"})
 """Reasons for which a model is not cached yet, and nobody has to do anything."""
 

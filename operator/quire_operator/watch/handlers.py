@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import kopf
-from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from quire_contract import names
 from quire_kube.login import Connect
@@ -218,7 +217,6 @@ async def _run_kopf(
         root_tasks = await kopf.spawn_tasks(
             registry=build_registry(kinds, feed, login, state),
             settings=build_kopf_settings(kinds),
-            memories=_NoMemories(),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,
@@ -278,16 +276,6 @@ def build_kopf_settings(kinds: Collection[Kind]) -> kopf.OperatorSettings:
     for kind in set(kinds) - _UNFILTERED_KINDS:
         settings.watching.label_selectors[kind.group, kind.plural] = _OURS
     return settings
-
-
-class _NoMemories(ResourceMemories):
-    """Forgets each object at once: kopf would keep two kilobytes of each for daemons and retries that we have none of.
-
-    kopf takes the object as an argument but does not export its class; `test_handlers.py` notices if that changes.
-    """
-
-    async def recall(self, raw_body: Any, **options: Any) -> ResourceMemory:
-        return await super().recall(raw_body, **{**options, "ephemeral": True})
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):

@@ -6,9 +6,10 @@ handed over, so that whoever decides after `wait_synced` has seen everything tha
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+
+import msgspec
 
 from quire_kube.objects import Kind
 
@@ -27,9 +28,34 @@ class Stream:
         return self.kind.path(self.namespace)
 
 
+class ListMetadata(msgspec.Struct, rename={"resume": "continue", "version": "resourceVersion"}):
+    """Of a listing: what its next page is asked for by, and how new it is."""
+
+    resume: str | None = None
+    version: str | None = None
+
+
+class ItemMetadata(msgspec.Struct):
+    uid: str
+
+
+class Item(msgspec.Struct):
+    metadata: ItemMetadata
+
+
+class Page(msgspec.Struct):
+    """What counts of a page of a listing; all else is not even decoded."""
+
+    metadata: ListMetadata
+    items: list[Item] | None = None
+
+
 @dataclass(slots=True)
 class _Progress:
     alive_at: float
+    num_bytes: Callable[[], int] | None = None
+    """How much of the watch under way has arrived; each bookmark adds to it."""
+    num_bytes_seen: int = 0
     listing: set[str] = field(default_factory=set)
     """Uids on the pages of the listing under way."""
     arrived: set[str] = field(default_factory=set)
@@ -60,24 +86,24 @@ class WatchState:
         """Return the stream that a URL's path belongs to."""
         return self._streams_by_path.get(path)
 
-    def saw_life(self, stream: Stream, now: float) -> None:
-        """Take note that the API server has answered, or sent an event or a bookmark."""
-        self._progress[stream].alive_at = now
+    def saw_life(self, stream: Stream, now: float, num_bytes: Callable[[], int] | None = None) -> None:
+        """Take note that the API server has answered; where it goes on to, `num_bytes` tells how much has come."""
+        progress = self._progress[stream]
+        progress.alive_at, progress.num_bytes, progress.num_bytes_seen = now, num_bytes, 0
 
-    def saw_page(self, stream: Stream, page: Mapping[str, Any], is_first: bool) -> None:
+    def saw_page(self, stream: Stream, page: Page, is_first: bool) -> None:
         """Take note of one page of a listing."""
         progress = self._progress[stream]
         if is_first:
             progress.listing.clear()
-        progress.listing.update(item["metadata"]["uid"] for item in page.get("items") or ())
-        metadata = page.get("metadata") or {}
-        if metadata.get("continue"):
+        progress.listing.update(item.metadata.uid for item in page.items or ())
+        if page.metadata.resume:
             return
         uids, progress.listing = frozenset(progress.listing), set()
         if progress.pending is None:
             progress.pending, progress.arrived = set(uids) - progress.arrived, set()
             self._check_synced()
-        version = str(metadata.get("resourceVersion") or "")
+        version = page.metadata.version or ""
         self._on_listed(stream, uids, int(version) if version.isdigit() else -1)
 
     def saw_object(self, kind: Kind, namespace: str, uid: str) -> None:
@@ -105,8 +131,12 @@ class WatchState:
         return tuple(stream for stream, progress in self._progress.items() if progress.pending != set())
 
     def ages_s(self, now: float) -> Iterator[tuple[Stream, float]]:
-        """Yield for how long each stream has shown no life."""
-        return ((stream, now - progress.alive_at) for stream, progress in self._progress.items())
+        """Yield for how long each stream has shown no life; what has come since the last look is a sign of now."""
+        for stream, progress in self._progress.items():
+            num_bytes = progress.num_bytes() if progress.num_bytes is not None else 0
+            if num_bytes > progress.num_bytes_seen:
+                progress.alive_at, progress.num_bytes_seen = now, num_bytes
+            yield stream, now - progress.alive_at
 
     def _check_synced(self) -> None:
         if all(progress.pending is not None and not progress.pending for progress in self._progress.values()):

@@ -10,8 +10,8 @@ from plan_world import CLAIM, CLUSTER, FACTS, JOB_NAME, LLAMA, WORKLOAD, World, 
 from quire_contract import names
 from quire_contract.model_facts import ModelFacts
 from quire_kube.objects import Ref
+from quire_operator.plan import acceptance
 from quire_operator.plan.actions import Apply, Delete, SetReplicas
-from quire_operator.plan.plan import acceptance
 from quire_operator.spec.kinds import NETWORK_POLICY, OPTIONAL_KINDS, SERVICE, SERVICE_MONITOR
 from quire_operator.spec.settings import parse_settings
 from quire_operator.watch.cluster import ClusterFacts

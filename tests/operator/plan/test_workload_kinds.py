@@ -8,7 +8,7 @@ from plan_world import CLUSTER, WORKLOAD, World, described, manifest, served
 
 from quire_contract import names
 from quire_kube.objects import Ref
-from quire_operator.plan.plan import acceptance
+from quire_operator.plan import acceptance
 from quire_operator.plan.rollout import live_workload
 from quire_operator.spec.kinds import DEPLOYMENT, LEADER_WORKER_SET, NETWORK_POLICY, SERVICE
 from quire_operator.watch.cluster import ClusterFacts

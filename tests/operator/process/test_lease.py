@@ -265,6 +265,28 @@ def test_work_that_does_not_stop_ends_the_process() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("num_cancels", [1, 2], ids=["too late", "in the middle of stopping"])
+def test_a_lease_is_not_given_back_while_the_work_still_runs(num_cancels: int) -> None:
+    """Whoever took it would work at the same time: others wait until it has expired, as client-go's do."""
+
+    async def scenario() -> None:
+        kube = OneLease()
+        worker = Worker(is_stubborn=True)
+        one = leader(kube, "one", worker)
+        await until(lambda: worker.is_running)
+        for _ in range(num_cancels):
+            one.cancel()
+            await asyncio.sleep(0.1)
+        with pytest.raises((WorkDidNotStopError, asyncio.CancelledError)):
+            await one
+        assert worker.is_running
+        assert kube.holder == "one"
+        worker.release.set()
+        await until(lambda: not worker.is_running)
+
+    run(scenario())
+
+
 def test_failed_work_gives_the_lease_back() -> None:
     async def scenario() -> None:
         kube = OneLease()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fake_kube import make_llm
-from operator_world import DECISIONS, WatchEvent, World, names_of, settled_world
+from operator_world import WatchEvent, World, names_of, settled_world
 
 from quire_contract import names
 from quire_kube.api import UnavailableError
@@ -83,7 +83,6 @@ def test_a_restart_before_the_listing_is_complete_writes_nothing() -> None:
             settings=empty.reconciler.settings,
             prober=empty.prober,
             clock=lambda: empty.now,
-            decisions=DECISIONS,
         )
         empty.store.put(world.llm())
         claim = world.kube.of_kind(PERSISTENT_VOLUME_CLAIM)[0]

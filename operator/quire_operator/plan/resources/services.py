@@ -8,11 +8,9 @@ from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import build_child
 from quire_operator.plan.resources.render_input import RenderInput
-from quire_operator.spec.kinds import SERVICE
+from quire_operator.spec.kinds import SERVICE, WORKER_INDEX_LABEL
 
 HTTP_PORT_NAME = "http"
-LABEL_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
-"""On every pod of a LeaderWorkerSet; "0" is the leader, which alone answers requests."""
 
 
 def build_service(given: RenderInput) -> Manifest:
@@ -54,7 +52,7 @@ def _where_clients_go(given: RenderInput) -> dict[str, str]:
 def _answering_pods(given: RenderInput) -> dict[str, str]:
     labels = names.selector_labels(given.deployment.name)
     if pods_per_replica(given.deployment, given.hardware) > 1:
-        labels[LABEL_WORKER_INDEX] = "0"
+        labels[WORKER_INDEX_LABEL] = "0"
     return labels
 
 
