@@ -21,7 +21,7 @@ from quire_operator.spec.llm_deployment import (
     SpecError,
     SpeculativeSpec,
 )
-from quire_operator.spec.llm_deployment import llm_deployment as spec_module
+from quire_operator.spec import llm_deployment as spec_module
 
 
 def _read(spec: dict[str, Any], **metadata: Any) -> LLMDeployment:
