@@ -13,7 +13,7 @@ CONTAINER_TOOL ?= docker
 IMAGES ?= operator gateway server-cpu
 IMAGE_TAG ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: help setup demo test check format bench test-gpu bench-gpu images chart cluster cluster-build cluster-demo cluster-down e2e clean
+.PHONY: help setup demo judges test check format bench test-gpu bench-gpu images chart cluster cluster-build cluster-demo cluster-down e2e clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,7 +38,10 @@ $(SMOLLM2): | $(STAMP)
 demo: setup $(SMOLLM2) ## Serve SmolLM2 from a file on this machine, without a cluster, and ask it a question (KEEP=1 stays up)
 	@$(BIN)/python -m quire_cli.demo run examples/laptop/smollm2-file.yaml $(if $(KEEP),--keep)
 
-test: setup ## Run the tests that need neither a cluster nor a GPU
+judges: setup ## Fetch the second judges of the tests (200 MB once, with pip and npm; 30 MB stay in ~/.cache/quire)
+	@$(BIN)/python tests/support/judges.py
+
+test: judges ## Run the tests that need neither a cluster nor a GPU
 	@$(BIN)/python -m pytest -q -m "not gpu"
 
 check: setup ## Lint, format, types, import contracts

@@ -1,11 +1,11 @@
 """Conversations to prompt text, by the Jinja template that a model was trained with.
 
-Owns the sandbox, and what a conversation must look like for a template: content as one string or as parts, tool
-arguments as objects, no nulls. Renders what `transformers.apply_chat_template` renders. Knows no tokens and no HTTP.
+Owns the sandbox and the order in which a conversation's forms are tried. Renders what
+`transformers.apply_chat_template` renders. Knows no tokens and no HTTP.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -19,13 +19,13 @@ import jinja2.sandbox
 import jinja2.utils
 
 from quire_server.shared.errors import InvalidRequestError
+from quire_server.tokens.chat_messages import ContentShape, Message, conversation_forms, prepare_message
+from quire_server.tokens.template_syntax import iterates_content, knows_null_content, tests_for_string
 
-Message = Mapping[str, Any]
 ContentFormat = Literal["string", "parts"]
 
 _CONTINUE_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
-_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
@@ -106,11 +106,15 @@ class ChatTemplate:
     @cached_property
     def content_format(self) -> ContentFormat:
         """`parts` if the template goes through a message's content, `string` if it prints it."""
-        return "parts" if _iterates_content(self._syntax) else "string"
+        return "parts" if self._shape.goes_through_parts else "string"
 
     @cached_property
-    def _tests_for_string(self) -> bool:
-        return any(test.name == "string" for test in self._syntax.find_all(jinja2.nodes.Test))
+    def _shape(self) -> ContentShape:
+        return ContentShape(
+            goes_through_parts=iterates_content(self._syntax),
+            tests_for_string=tests_for_string(self._syntax),
+            knows_null=knows_null_content(self._syntax),
+        )
 
     def render(
         self,
@@ -128,7 +132,7 @@ class ChatTemplate:
         """
         if reserved := _RESERVED & variables.keys():
             raise InvalidRequestError(f"{min(reserved)!r} cannot be set here.", param="chat_template_kwargs")
-        conversation = [self._prepare(message) for message in messages]
+        conversation = [prepare_message(message, self._shape) for message in messages]
         if not conversation:
             raise InvalidRequestError("The conversation is empty.", param="messages")
         final_text = ""
@@ -137,66 +141,29 @@ class ChatTemplate:
                 message = "continue_final_message and add_generation_prompt exclude each other."
                 raise InvalidRequestError(message, param="continue_final_message")
             conversation[-1], final_text = _mark_final_message(conversation[-1])
-        try:
-            rendered = self._compiled.render(
-                messages=conversation, tools=tools, add_generation_prompt=add_generation_prompt, **variables
-            )
-        except RecursionError as error:
-            raise InvalidRequestError("The chat template nests too deeply.", param="messages") from error
-        except _TEMPLATE_FAULTS as error:
-            raise InvalidRequestError(f"The chat template refuses this: {error}", param="messages") from error
+        forms = conversation_forms(conversation, messages)
+        rendered = self._render_first(
+            forms, {"tools": tools, "add_generation_prompt": add_generation_prompt, **variables}
+        )
         return _cut_at_mark(rendered, final_text) if continue_final_message else rendered
 
-    def _prepare(self, message: Message) -> dict[str, Any]:
-        """Copy a message into the shape that this template reads."""
-        prepared = {key: value for key, value in message.items() if value is not None}
-        if "content" in prepared:
-            prepared["content"] = self._prepare_content(prepared["content"])
-        if prepared.get("tool_calls"):
-            prepared["tool_calls"] = [_prepare_tool_call(call) for call in prepared["tool_calls"]]
-        reasoning = next((prepared[name] for name in _REASONING_FIELDS if name in prepared), None)
-        if reasoning is not None:
-            prepared = {"thinking": reasoning, **prepared, "reasoning_content": reasoning}
-        return prepared
-
-    def _prepare_content(self, content: Any) -> str | list[Any]:
-        if isinstance(content, str):
-            needs_parts = self.content_format == "parts" and not self._tests_for_string
-            return [{"type": "text", "text": content}] if needs_parts else content
-        if not isinstance(content, Sequence):
-            raise InvalidRequestError("A message's content must be a string or a list of parts.", param="messages")
-        parts = [{"type": "text", "text": _text_of_part(part)} for part in content]
-        return parts if self.content_format == "parts" else "\n".join(part["text"] for part in parts)
+    def _render_first(self, forms: Iterable[list[dict[str, Any]]], variables: Mapping[str, Any]) -> str:
+        """Render the first form of a conversation that the template takes; report its complaint about the first."""
+        fault: Exception | None = None
+        for messages in forms:
+            try:
+                return self._compiled.render(messages=messages, **variables)
+            except RecursionError as error:
+                raise InvalidRequestError("The chat template nests too deeply.", param="messages") from error
+            except _TEMPLATE_FAULTS as error:
+                fault = fault or error
+        raise InvalidRequestError(f"The chat template refuses this: {fault}", param="messages") from fault
 
 
 @lru_cache(maxsize=32)
 def compile_chat_template(source: str) -> ChatTemplate:
     """Return the compiled template, from a cache."""
     return ChatTemplate(source)
-
-
-def _text_of_part(part: Any) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type", "text") if isinstance(part, Mapping) else None
-    text = part.get("text", part.get("refusal")) if isinstance(part, Mapping) else None
-    if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
-        message = f"A content part of type {kind!r} is not supported; this model takes text."
-        raise InvalidRequestError(message, param="messages")
-    return text
-
-
-def _prepare_tool_call(call: Any) -> Any:
-    """Templates read arguments as an object; clients send them as JSON in a string."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except json.JSONDecodeError as error:
-        message = f"The arguments of a tool call are not JSON: {error}."
-        raise InvalidRequestError(message, param="messages") from error
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _mark_final_message(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -219,50 +186,3 @@ def _cut_at_mark(rendered: str, final_text: str) -> str:
         raise InvalidRequestError(message, param="continue_final_message")
     prompt = rendered[:position]
     return prompt if rendered.startswith(_CONTINUE_MARK, position) else prompt.rstrip()
-
-
-# ---- does a template go through the parts of a content? ----
-
-
-def _iterates_content(syntax: jinja2.nodes.Template) -> bool:
-    names = _content_names(syntax)
-    return any(_is_content(loop.iter, names) for loop in syntax.find_all(jinja2.nodes.For))
-
-
-def _content_names(syntax: jinja2.nodes.Template) -> set[str]:
-    """Names that stand for a message's content: set from it, or macro parameters it is passed to."""
-    macros = {macro.name: macro for macro in syntax.find_all(jinja2.nodes.Macro)}
-    names: set[str] = set()
-    while True:
-        before = len(names)
-        for assign in syntax.find_all(jinja2.nodes.Assign):
-            if isinstance(assign.target, jinja2.nodes.Name) and _is_content(assign.node, names):
-                names.add(assign.target.name)
-        for call in syntax.find_all(jinja2.nodes.Call):
-            macro = macros.get(call.node.name) if isinstance(call.node, jinja2.nodes.Name) else None
-            if macro is not None:
-                names.update(
-                    parameter.name
-                    for parameter, argument in zip(macro.args, call.args, strict=False)
-                    if _is_content(argument, names)
-                )
-        if len(names) == before:
-            return names
-
-
-def _is_content(node: jinja2.nodes.Node | None, names: set[str]) -> bool:
-    match node:
-        case jinja2.nodes.Name():
-            return node.name in names
-        case jinja2.nodes.Getattr():
-            return node.attr == "content"
-        case jinja2.nodes.Getitem():
-            if isinstance(node.arg, jinja2.nodes.Const):
-                return bool(node.arg.value == "content")
-            return isinstance(node.arg, jinja2.nodes.Slice) and _is_content(node.node, names)
-        case jinja2.nodes.Filter():
-            return _is_content(node.node, names)
-        case jinja2.nodes.CondExpr():
-            return _is_content(node.expr1, names) or _is_content(node.expr2, names)
-        case _:
-            return False

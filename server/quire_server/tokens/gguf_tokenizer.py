@@ -96,10 +96,7 @@ def _unique(tokens: Sequence[str]) -> list[str]:
 def _build_byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Any], architecture: str) -> Backend:
     to_id = vocabulary.to_id
     merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in metadata.get("merges", ()))]
-    pre = metadata.get("pre", "default")
-    pre_tokenizer = splits_for(pre)
-    if pre_tokenizer is None:
-        raise CheckpointError(f"The GGUF's pre-tokenizer {pre!r} (tokenizer.ggml.pre) is not known.")
+    pre_tokenizer = splits_for(metadata.get("pre") or "default")
     return build_byte_level(
         to_id,
         [(left, right) for left, right in merges if left in to_id and right in to_id and left + right in to_id],
@@ -133,8 +130,7 @@ def _add_special_tokens(backend: Backend, vocabulary: _Vocabulary) -> None:
 
 def _set_bos_eos(backend: Backend, metadata: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
     """llama.cpp's rules: what the file says; without a word, SentencePiece and some byte-level kinds add BOS."""
-    pre_tokenizer = splits_for(metadata.get("pre", "default"))
-    adds_by_default = metadata["model"] == "llama" or (pre_tokenizer is not None and pre_tokenizer.adds_bos)
+    adds_by_default = metadata["model"] == "llama" or splits_for(metadata.get("pre") or "default").adds_bos
     bos = special_tokens.get("bos_token") if metadata.get("add_bos_token", adds_by_default) else None
     eos = special_tokens.get("eos_token") if metadata.get("add_eos_token", False) else None
     add_bos_eos(backend, bos, eos)

@@ -5,11 +5,12 @@ Format: https://github.com/google/sentencepiece/blob/master/src/sentencepiece_mo
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from quire_server.shared.errors import CheckpointError
@@ -17,7 +18,9 @@ from quire_server.tokens.backends import TokenizerParts, add_bos_eos, build_byte
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _UNIGRAM, _BPE = 1, 2
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+_MODEL_TYPES = {_UNIGRAM: "unigram", _BPE: "bpe", 3: "word", 4: "char"}
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
+_INSIDE_A_BYTE = r"(?<=<0x)(?=[0-9A-F]{2}>)"
 
 Value = int | bytes
 
@@ -31,7 +34,10 @@ class SentencePieceModel:
     types: list[int]
     model_type: int
     add_dummy_prefix: bool
+    remove_extra_whitespaces: bool
     charsmap: bytes
+    unserved: tuple[str, ...]
+    """Options that are set and that no backend here follows, by their names in the format."""
     unk_id: int
     bos_id: int
     eos_id: int
@@ -41,20 +47,20 @@ def read_sentencepiece(path: Path) -> TokenizerParts:
     """Read a `tokenizer.model`. BOS comes before a text unless a configuration says otherwise.
 
     Raises:
-        CheckpointError: it is no SentencePiece model, or of a kind other than BPE and unigram.
+        CheckpointError: it is no SentencePiece model, or one with a type or options that are not served; names them.
     """
     try:
         model = parse_sentencepiece(path.read_bytes())
     except (OSError, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: not a SentencePiece model: {error}.") from error
-    if model.model_type == _BPE:
-        backend = _build_bpe(model)
-    elif model.model_type == _UNIGRAM:
-        backend = _build_unigram(model)
-    else:
-        raise CheckpointError(f"{path}: SentencePiece models of type {model.model_type} are not supported.")
-    if model.charsmap:
-        backend.normalizer = normalizers.Sequence([normalizers.Precompiled(model.charsmap), backend.normalizer])
+    if model.unserved:
+        raise CheckpointError(
+            f"{path}: a SentencePiece model with {', '.join(model.unserved)} is not supported.",
+            hint="Ship the model's tokenizer.json, or name its directory with --tokenizer.",
+        )
+    backend = _build_bpe(model) if model.model_type == _BPE else _build_unigram(model)
+    backend.normalizer = normalizers.Sequence([*_normalizer_steps(model), backend.normalizer])
+    _split_text(backend, model)
     _add_special_tokens(backend, model)
     named = {"bos_token": model.bos_id, "eos_token": model.eos_id, "unk_token": model.unk_id}
     special_tokens = {name: model.tokens[i] for name, i in named.items() if 0 <= i < len(model.tokens)}
@@ -67,13 +73,16 @@ def parse_sentencepiece(encoded: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float, int]] = []
     trainer: dict[int, Value] = {}
     normalizer: dict[int, Value] = {}
+    denormalizer: dict[int, Value] = {}
     for number, value in _fields(encoded):
         if number == 1:
             pieces.append(_parse_piece(_as_bytes(value)))
         elif number == 2:
-            trainer = dict(_fields(_as_bytes(value)))
+            trainer.update(_fields(_as_bytes(value)))
         elif number == 3:
-            normalizer = dict(_fields(_as_bytes(value)))
+            normalizer.update(_fields(_as_bytes(value)))
+        elif number == 5:
+            denormalizer.update(_fields(_as_bytes(value)))
     if not pieces:
         raise ValueError("it holds no pieces")
     return SentencePieceModel(
@@ -82,11 +91,27 @@ def parse_sentencepiece(encoded: bytes) -> SentencePieceModel:
         types=[kind for _, _, kind in pieces],
         model_type=_as_int(trainer.get(3, _UNIGRAM)),
         add_dummy_prefix=bool(normalizer.get(3, 1)),
+        remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         charsmap=_as_bytes(normalizer.get(2, b"")),
+        unserved=tuple(_unserved_options(trainer, normalizer, denormalizer)),
         unk_id=_as_int(trainer.get(40, 0)),
         bos_id=_as_int(trainer.get(41, 1)),
         eos_id=_as_int(trainer.get(42, 2)),
     )
+
+
+def _unserved_options(
+    trainer: Mapping[int, Value], normalizer: Mapping[int, Value], denormalizer: Mapping[int, Value]
+) -> Iterator[str]:
+    model_type = _as_int(trainer.get(3, _UNIGRAM))
+    if model_type not in (_UNIGRAM, _BPE):
+        yield f"model_type {_MODEL_TYPES.get(model_type, model_type)}"
+    if trainer.get(24, 0):
+        yield "treat_whitespace_as_suffix"
+    if not normalizer.get(5, 1):
+        yield "escape_whitespaces off"
+    if denormalizer.get(2):
+        yield "a denormalizer"
 
 
 def _parse_piece(encoded: bytes) -> tuple[str, float, int]:
@@ -144,7 +169,7 @@ def _as_bytes(value: Value) -> bytes:
 
 
 def _build_bpe(model: SentencePieceModel) -> Backend:
-    is_piece = [kind not in (_CONTROL, _UNKNOWN) for kind in model.types]
+    is_piece = [kind not in (_CONTROL, _UNKNOWN, _BYTE) for kind in model.types]
     return build_byte_fallback(
         {token: token_id for token_id, token in enumerate(model.tokens)},
         merges_from_scores(model.tokens, model.scores, is_piece),
@@ -163,9 +188,44 @@ def _build_unigram(model: SentencePieceModel) -> Backend:
     return backend
 
 
+def _normalizer_steps(model: SentencePieceModel) -> Iterator[Any]:
+    """What comes before spaces become `▁`: the rules for characters, then those for spaces."""
+    if model.charsmap:
+        charsmap = normalizers.Precompiled(model.charsmap)
+        # The library maps whole graphemes and would keep one of these two.
+        yield normalizers.Replace("\r\n", charsmap.normalize_str("\r") + charsmap.normalize_str("\n"))
+        yield charsmap
+    if model.remove_extra_whitespaces:
+        yield normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), "")
+        yield normalizers.Replace(Regex(" {2,}"), " ")
+
+
+def _split_text(backend: Backend, model: SentencePieceModel) -> None:
+    """Cut the normalised text so that user-defined pieces stay whole, and so that no text is taken for a byte piece."""
+    defined = [token for token, kind in zip(model.tokens, model.types, strict=True) if kind == _USER_DEFINED and token]
+    patterns = [_pattern_of(defined)] if defined else []
+    if model.model_type == _UNIGRAM and _BYTE in model.types:
+        patterns.append(_INSIDE_A_BYTE)
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
+    if splits:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    if defined and isinstance(backend.model, models.BPE):
+        backend.model.ignore_merges = True
+
+
+def _pattern_of(tokens: Sequence[str]) -> str:
+    """Write the regular expression of some tokens, the longest first; by first letter, for models have thousands."""
+    rests: dict[str, list[str]] = {}
+    for token in sorted(tokens, key=len, reverse=True):
+        rests.setdefault(token[0], []).append(_escape(token[1:]))
+    return "|".join(f"{_escape(first)}(?:{'|'.join(alternatives)})" for first, alternatives in rests.items())
+
+
+def _escape(token: str) -> str:
+    return "".join(f"\\x{{{ord(char):X}}}" for char in token)
+
+
 def _add_special_tokens(backend: Backend, model: SentencePieceModel) -> None:
-    pairs = list(zip(model.tokens, model.types, strict=True))
+    pairs = zip(model.tokens, model.types, strict=True)
     special = [token for token, kind in pairs if kind in (_CONTROL, _UNKNOWN)]
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    user_defined = [token for token, kind in pairs if kind == _USER_DEFINED]
-    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in user_defined])

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from quire_contract.crd import load_schema
+from quire_operator.spec import llm_deployment as spec_module
 from quire_operator.spec.llm_deployment import (
     AdapterSpec,
     HttpRouteSpec,
@@ -21,7 +22,6 @@ from quire_operator.spec.llm_deployment import (
     SpecError,
     SpeculativeSpec,
 )
-from quire_operator.spec import llm_deployment as spec_module
 
 
 def _read(spec: dict[str, Any], **metadata: Any) -> LLMDeployment:

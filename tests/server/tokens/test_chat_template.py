@@ -179,7 +179,7 @@ def reference(byte_level_dir: Path) -> Any:
         (TURNS, {}),
         ([SYSTEM, *TURNS], {}),
         ([SYSTEM, USER], {"tools": TOOLS}),
-        (TOOL_TURNS, {"tools": TOOLS}),
+        ([USER, {**TOOL_TURNS[1], "content": ""}, TOOL_TURNS[2]], {"tools": TOOLS}),
         ([USER], {"enable_thinking": False, "date_string": "1 Jan 2030"}),
         (TURNS[:2], {"continue_final_message": True, "add_generation_prompt": False}),
         ([USER, {"role": "assistant", "content": "x", "reasoning": "Hm."}], {"add_generation_prompt": False}),

@@ -34,7 +34,8 @@ def model_file(pieces: list[tuple[str, float, int]], model_type: int, *, add_dum
         for piece, score, kind in pieces
     )
     trainer = field(3, model_type) + field(40, 0) + field(41, 1) + field(42, 2) + field(43, -1)
-    return encoded + field(2, trainer) + field(3, field(1, b"identity") + field(3, int(add_dummy_prefix)))
+    normalizer = field(1, b"identity") + field(3, int(add_dummy_prefix)) + field(4, 0)
+    return encoded + field(2, trainer) + field(3, normalizer)
 
 
 def bpe_pieces(directory: Path) -> list[tuple[str, float, int]]:
@@ -88,5 +89,5 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(model_file([("a", 0.0, NORMAL)], 4))
-    with pytest.raises(CheckpointError, match="type 4"):
+    with pytest.raises(CheckpointError, match="model_type char"):
         load_tokenizer(tmp_path)

@@ -10,8 +10,8 @@ import msgspec
 from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart, Tool
 from quire_server.frontend.frontend import LONG_TEXT_CHARS, Frontend
 from quire_server.shared.errors import InvalidRequestError
+from quire_server.tokens.chat_messages import TEXT_PART_KINDS
 
-_TEXT_PARTS: Final = ("text", "input_text", "output_text")
 _TEMPLATE_ARGUMENTS: Final = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tools")
 _RESERVED_KWARGS: Final = frozenset((*_TEMPLATE_ARGUMENTS, "documents", "self", "tokenize"))
 
@@ -61,8 +61,8 @@ def build_messages(messages: Sequence[ChatMessage], *, has_developer_role: bool)
     for index, message in enumerate(messages):
         role = "system" if message.role == "developer" and not has_developer_role else message.role
         texts = content_texts(message, f"messages[{index}].content")
-        is_whole = message.content is None or isinstance(message.content, str)
-        content = "".join(texts) if is_whole else [{"type": "text", "text": text} for text in texts]
+        is_parts = isinstance(message.content, list)
+        content = [{"type": "text", "text": text} for text in texts] if is_parts else message.content
         entry: dict[str, Any] = {"role": role, "content": content}
         for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
@@ -103,7 +103,7 @@ def _num_chars(message: ChatMessage) -> int:
 def _part_text(part: str | ContentPart, param: str) -> str:
     if isinstance(part, str):
         return part
-    if part.type not in (*_TEXT_PARTS, "refusal"):
+    if part.type not in (*TEXT_PART_KINDS, "refusal"):
         message = f"Content parts of type {part.type!r} are not supported by this model; only text is."
         raise InvalidRequestError(message, param=f"{param}.type")
     field = "refusal" if part.type == "refusal" else "text"
