@@ -38,7 +38,7 @@ from quire_operator.plan.cache.download_pods import (
 )
 from quire_operator.plan.cache.volumes import Source, VolumePlan, claim_ref, plan_volume
 from quire_operator.plan.hardware import Hardware
-from quire_operator.plan.resources.download_job import render_download_job
+from quire_operator.plan.resources.download.job import render_download_job
 from quire_operator.plan.resources.volume import access_modes_of
 from quire_operator.plan.rollout import earliest
 from quire_operator.spec.llm_deployment import LLMDeployment

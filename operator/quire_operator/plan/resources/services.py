@@ -16,13 +16,15 @@ LABEL_WORKER_INDEX = "leaderworkerset.sigs.k8s.io/worker-index"
 
 def build_service(given: RenderInput) -> Manifest:
     """Build the Service `<name>`: ready pods only."""
+    service = given.deployment.spec.children.service
     return build_child(
         given,
         SERVICE,
         names.service_name(given.deployment.name),
         names.COMPONENT_GATEWAY,
+        annotations=service.annotations,
         spec={
-            "type": "ClusterIP",
+            "type": service.type,
             "ports": [_port(ports.SERVICE_HTTP)],
             "selector": _where_clients_go(given),
         },
