@@ -13,6 +13,7 @@ from typing import Any, Final
 from quire_contract import names
 from quire_operator.objects import Manifest, ref_of
 from quire_operator.plan.actions import Action, Apply, Delete, Verdict
+from quire_operator.plan.cache.claim_differences import CLAIM_DIFFERS
 from quire_operator.status.conditions import (
     ACCEPTED,
     FITS,
@@ -108,6 +109,8 @@ def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
     elif type_ == READY and (not was_true or SCALED_TO_ZERO in (old.get("reason"), new["reason"])):
         reason = SCALED_TO_ZERO if new["reason"] == SCALED_TO_ZERO else READY
         yield _Said(reason=reason, message=new["message"])
+    elif type_ == MODEL_CACHED and new["reason"] == CLAIM_DIFFERS:
+        yield _Said(is_warning=True, reason=CLAIM_DIFFERS, message=new["message"])
     elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true:
         yield _Said(reason=type_, message=new["message"])
     elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":

@@ -26,6 +26,7 @@ from quire_contract.names import (
 from quire_contract.units import format_bytes
 from quire_operator.objects import JOB, Manifest, Ref, annotation_of
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
+from quire_operator.plan.cache.claim_differences import CLAIM_DIFFERS
 from quire_operator.plan.cache.download_pods import (
     DownloadFailure,
     describe_failure,
@@ -142,9 +143,12 @@ def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: Volum
 
 
 def _cached_verdict(facts: ModelFacts, source: Source, volume: VolumePlan) -> Verdict:
-    note = f" {volume.note}." if volume.note else ""
-    message = f"{format_bytes(facts.bytes)} in PersistentVolumeClaim {source.claim}.{note}"
-    return Verdict(holds=True, reason="Cached", message=message)
+    message = f"{format_bytes(facts.bytes)} in PersistentVolumeClaim {source.claim}.{_noted(volume)}"
+    return Verdict(holds=True, reason=CLAIM_DIFFERS if volume.note else "Cached", message=message)
+
+
+def _noted(volume: VolumePlan) -> str:
+    return f" {volume.note}." if volume.note else ""
 
 
 def _plan_job(given: _Download) -> ModelPlan:
@@ -247,7 +251,8 @@ def _progress_verdict(given: _Download) -> Verdict:
         return volume.trouble
     if not given.pods and (refusal := _refusal(observed)):
         return Verdict(holds=False, reason="DownloadForbidden", message=f"The download's pod is refused: {refusal}")
-    return Verdict(holds=False, reason="Downloading", message=_progress_message(given))
+    message = f"{_progress_message(given)}{_noted(volume)}"
+    return Verdict(holds=False, reason="Downloading", message=message)
 
 
 def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
