@@ -77,8 +77,9 @@ def pods_to_ask_loads(observed: Observed) -> tuple[Manifest, ...]:
 def _left_volume(store: Store, key: Key, manifest: Manifest) -> Manifest | None:
     """Return the claim of the model that the LLMDeployment had before its last change."""
     claim = ((manifest.get("status") or {}).get("cache") or {}).get("claimName")
-    is_used = claim is None or store.keys_using_claim(key.namespace, claim)
-    return None if is_used else store.volume(key.namespace, claim)
+    if claim is None or store.keys_using_claim(key.namespace, claim):
+        return None
+    return store.volume(key.namespace, claim)
 
 
 def _status(pod: Manifest) -> Manifest:
