@@ -16,7 +16,7 @@ from quire_operator.spec.settings import Settings
 CA_VOLUME: Final = "ca"
 CA_FOLDER: Final = "/etc/quire/ca"
 _CA_FILE: Final = "ca.crt"
-_CA_VARIABLES: Final = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
+CA_VARIABLES: Final = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 """By which a client of HTTP, of S3 and of Google's tokens each learn whom to trust."""
 
 
@@ -66,7 +66,7 @@ def _by_name(variables: Iterable[Mapping[str, Any]]) -> dict[str, Manifest]:
 
 
 def _trusting(ca_bundle: Mapping[str, Any]) -> dict[str, Manifest]:
-    return {name: {"value": f"{CA_FOLDER}/{_CA_FILE}"} for name in _CA_VARIABLES} if ca_bundle else {}
+    return {name: {"value": f"{CA_FOLDER}/{_CA_FILE}"} for name in CA_VARIABLES} if ca_bundle else {}
 
 
 def _ca_volume(ca_bundle: Mapping[str, Any]) -> Manifest:
