@@ -240,7 +240,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods)) is not None:
+    if (obstacle := find_obstacle(given.pods, given.deployment)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
@@ -263,6 +263,8 @@ def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
 def _progress_message(given: _Download) -> str:
     progress = given.observed.progress
     uri = parse_model_uri(given.deployment.spec.model.uri).shown
+    if progress is None and ((given.observed.job or {}).get("spec") or {}).get("suspend"):
+        return f"{uri} waits: its Job is suspended, as a queue (Kueue) does until it admits it."
     if progress is None:
         return f"{uri} is being downloaded."
     total = f" of {format_bytes(progress.total_bytes)}" if progress.total_bytes is not None else ""
