@@ -67,3 +67,20 @@ def test_what_means_something_else_without_a_cluster_is_said() -> None:
         "spec.resources.limits",
         "spec.podTemplate",
     ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"cache": {"existingClaim": "models"}}, "spec.cache"),
+        ({"image": "registry.example/server:1"}, "spec.image"),
+        ({"imagePullSecrets": [{"name": "registry"}]}, "spec.imagePullSecrets"),
+        ({"serviceAccount": {"name": "mine"}}, "spec.serviceAccount"),
+        ({"inheritedMetadata": {"labels": {"team": "search"}}}, "spec.inheritedMetadata"),
+        ({"service": {"type": "LoadBalancer"}}, "spec.service"),
+        ({"service": {"annotations": {"a": "b"}}}, "spec.service"),
+        ({"download": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}]}}, "spec.download"),
+    ],
+)
+def test_what_is_about_a_clusters_objects_is_said_too(spec: dict[str, Any], field: str) -> None:
+    assert [sentence.partition(":")[0] for sentence in differences(deployment(**spec))] == [field]

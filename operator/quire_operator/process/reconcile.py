@@ -151,7 +151,7 @@ class Reconciler:
     async def _clear_orphans(self, namespace: str, now: float) -> Applied:
         """Clear away what no LLMDeployment of the namespace uses any more."""
         claims, jobs = self.store.claims_without_users(namespace), self.store.jobs_without_users(namespace)
-        if not plan_orphans(claims, jobs):
+        if not plan_orphans(claims, jobs, now):
             return Applied()
         # The watch may not have told of every user yet, and what a volume holds is slow to get again: ask.
         fresh = Store()
@@ -162,7 +162,7 @@ class Reconciler:
         for manifest in (*users, *claims, *jobs):
             fresh.put(manifest)
         unused = fresh.claims_without_users(namespace), fresh.jobs_without_users(namespace)
-        return await apply_actions(self.kube, self.store, plan_orphans(*unused), now=now)
+        return await apply_actions(self.kube, self.store, plan_orphans(*unused, now), now=now)
 
     async def _list_users(self, namespace: str) -> Sequence[Manifest]:
         """Return all that may hold a volume: LLMDeployments, and the workloads that mount what these used before."""

@@ -6,12 +6,14 @@ manifest is judged by `validation.py`, or by the API server that stored it; here
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from quire_contract.crd import load_schema
 from quire_contract.model_uri import ModelUriError, parse_model_uri
 from quire_contract.units import UnitError, parse_duration, parse_quantity
+from quire_operator.spec.children import ChildrenSpec, DownloadSpec, ResourcesSpec, read_children, read_download
+from quire_operator.spec.expose import ExposeSpec, read_expose
 from quire_operator.spec.schema import find_problems, with_defaults
 
 IDLE_TO_ZERO_AFTER_S = 600.0
@@ -66,14 +68,6 @@ class EngineSpec:
     """Variables with a value."""
     env_sources: Mapping[str, Mapping[str, Any]]
     """Variables that a pod reads from elsewhere: name to `valueFrom`, as in a container."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesSpec:
-    """Quantities as written; `parse_quantity` reads them."""
-
-    limits: Mapping[str, str] = field(default_factory=dict)
-    requests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,34 +137,6 @@ class AccessSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IngressSpec:
-    host: str
-    class_name: str | None
-    tls_secret_name: str | None
-    annotations: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParentRef:
-    name: str
-    namespace: str | None
-    section_name: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpRouteSpec:
-    parent_refs: tuple[ParentRef, ...]
-    hostnames: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExposeSpec:
-    ingress: IngressSpec | None
-    http_route: HttpRouteSpec | None
-    inference_pool: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ObservabilitySpec:
     service_monitor: Literal["auto", "always", "never"]
     alerts: bool
@@ -187,6 +153,8 @@ class LLMDeploymentSpec:
     """None: nobody has set it yet; start at scaling.min, at least 1."""
     scaling: ScalingSpec
     cache: CacheSpec
+    children: ChildrenSpec
+    download: DownloadSpec
     gateway: GatewaySpec
     adapters: tuple[AdapterSpec, ...]
     rollout: RolloutSpec
@@ -232,16 +200,18 @@ class LLMDeployment:
 
 
 def _read_spec(name: str, spec: dict[str, Any]) -> LLMDeploymentSpec:
-    expose, rollout, drain = spec["expose"], spec["rollout"], spec["drain"]
+    rollout, drain = spec["rollout"], spec["drain"]
     keys_ref = spec["access"].get("apiKeysSecretRef")
     return LLMDeploymentSpec(
         model=_read_model(name, spec["model"]),
         engine=_read_engine(spec["engine"]),
-        resources=_read_resources(spec["resources"]) if "resources" in spec else None,
+        resources=_read_resources(spec["resources"], "spec.resources") if "resources" in spec else None,
         profiles=(spec["profile"],) if "profile" in spec else tuple(spec.get("profiles", ())),
         replicas=spec.get("replicas"),
         scaling=_read_scaling(spec["scaling"]),
         cache=_read_cache(spec.get("cache", {})),
+        children=read_children(spec),
+        download=_read_download(spec.get("download", {})),
         gateway=GatewaySpec(
             max_queue=spec["gateway"]["maxQueue"],
             cold_start=spec["gateway"]["coldStart"],
@@ -261,11 +231,7 @@ def _read_spec(name: str, spec: dict[str, Any]) -> LLMDeploymentSpec:
         access=AccessSpec(
             api_keys_secret=keys_ref["name"] if keys_ref else None, network_policy=spec["access"]["networkPolicy"]
         ),
-        expose=ExposeSpec(
-            ingress=_read_ingress(expose["ingress"]) if "ingress" in expose else None,
-            http_route=_read_http_route(expose["httpRoute"]) if "httpRoute" in expose else None,
-            inference_pool=expose["inferencePool"],
-        ),
+        expose=read_expose(spec["expose"]),
         observability=ObservabilitySpec(
             service_monitor=spec["observability"]["serviceMonitor"], alerts=spec["observability"]["alerts"]
         ),
@@ -307,12 +273,17 @@ def _read_engine(engine: dict[str, Any]) -> EngineSpec:
     )
 
 
-def _read_resources(resources: dict[str, Any]) -> ResourcesSpec:
+def _read_download(download: dict[str, Any]) -> DownloadSpec:
+    path = "spec.download.resources"
+    return read_download(download, _read_resources(download["resources"], path) if "resources" in download else None)
+
+
+def _read_resources(resources: dict[str, Any], path: str) -> ResourcesSpec:
     read = {}
     for kind in ("limits", "requests"):
         quantities = {key: str(value) for key, value in resources.get(kind, {}).items()}
         for key, text in quantities.items():
-            _parse(parse_quantity, text, f"spec.resources.{kind}[{key}]")
+            _parse(parse_quantity, text, f"{path}.{kind}[{key}]")
         read[kind] = quantities
     return ResourcesSpec(limits=read["limits"], requests=read["requests"])
 
@@ -349,25 +320,6 @@ def _read_cache(given: dict[str, Any]) -> CacheSpec:
         access_mode=cache.get("accessMode"),
         existing_claim=cache.get("existingClaim"),
         retain=cache["retain"],
-    )
-
-
-def _read_ingress(ingress: dict[str, Any]) -> IngressSpec:
-    return IngressSpec(
-        host=ingress["host"],
-        class_name=ingress.get("className"),
-        tls_secret_name=ingress.get("tlsSecretName"),
-        annotations=ingress.get("annotations", {}),
-    )
-
-
-def _read_http_route(route: dict[str, Any]) -> HttpRouteSpec:
-    return HttpRouteSpec(
-        parent_refs=tuple(
-            ParentRef(name=p["name"], namespace=p.get("namespace"), section_name=p.get("sectionName"))
-            for p in route["parentRefs"]
-        ),
-        hostnames=tuple(route.get("hostnames", ())),
     )
 
 

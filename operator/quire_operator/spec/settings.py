@@ -48,13 +48,23 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What download pods get where `spec.download` says nothing else; fields are as there, and as in a pod."""
+
     hub_endpoint: str = ""
     """A mirror of the Hugging Face hub. Empty: the hub."""
-    env_from_secret: str = ""
-    """A Secret, in the LLMDeployment's namespace, with further variables: AWS_ACCESS_KEY_ID and the like."""
+    env: tuple[dict[str, Any], ...] = ()
+    env_from: tuple[dict[str, Any], ...] = ()
+    """Secrets and ConfigMaps in the LLMDeployment's namespace, with AWS_ACCESS_KEY_ID and the like."""
     resources: ProfileResources = ProfileResources(
         limits={"memory": "2Gi"}, requests={"cpu": "100m", "memory": "256Mi"}
     )
+    ca_bundle: dict[str, dict[str, Any]] = {}
+    """`configMapKeyRef` or `secretKeyRef`, in the LLMDeployment's namespace. Empty: the image's authorities."""
+    service_account_name: str = ""
+    """In the LLMDeployment's namespace. Empty: that namespace's default."""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    security_context: dict[str, Any] = {}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):

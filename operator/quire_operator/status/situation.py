@@ -15,7 +15,7 @@ from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
-from quire_operator.plan.cache.download_pods import pods_of_job
+from quire_operator.plan.cache.download_pods import CONFIG_MAP_MISSING, SECRET_MISSING, pods_of_job
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
 from quire_operator.spec.kinds import SERVICE, WORKER_INDEX_LABEL
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
@@ -48,7 +48,6 @@ from quire_operator.watch.pods import (
 
 DOWNLOADING: Final = "Downloading"
 LOADING: Final = "Loading"
-SECRET_MISSING: Final = "SecretMissing"
 PROGRESS_REASONS: Final = frozenset({DOWNLOADING, "VolumePending", "VolumeGrowing"})
 """Reasons for which a model is not cached yet, and nobody has to do anything."""
 
@@ -174,7 +173,8 @@ def _find_model_problem(observed: Observed, verdict: Verdict, cluster: ClusterFa
         return volume_problem if volume_problem is not None and volume_problem.reason == VOLUME_LOST else None
     if verdict.holds is None:
         return volume_problem
-    if verdict.reason != SECRET_MISSING and (obstacle := volume_problem or _find_job_obstacle(observed)) is not None:
+    is_named = verdict.reason in (SECRET_MISSING, CONFIG_MAP_MISSING)
+    if not is_named and (obstacle := volume_problem or _find_job_obstacle(observed)) is not None:
         return obstacle
     if verdict.reason in PROGRESS_REASONS:
         return None

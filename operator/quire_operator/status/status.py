@@ -37,6 +37,7 @@ from quire_operator.status.reasons import Stage, as_line, reason_line
 from quire_operator.status.situation import DOWNLOADING, LOADING, Situation, look
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
+from quire_operator.watch.store import model_place
 
 MAX_COLUMN_LENGTH: Final = 200
 """Of `status.reason`, which is a column of `kubectl get llm`; the conditions have all of it."""
@@ -79,6 +80,7 @@ def derive_status(
         "selector": names.selector_string(name),
         "endpoint": names.endpoint(name, namespace),
         "model": _model(observed, plan, old),
+        "cache": _cache(observed, plan, old),
         "fit": _fit(plan.fit),
         "scaling": {"desired": situation.desired, "reason": _scaling_reason(situation, plan)},
         "activeProfile": _active_profile(plan, old, now),
@@ -155,6 +157,18 @@ def _model(observed: Observed, plan: Plan, old: Mapping[str, Any]) -> dict[str, 
     if observed.progress is not None and plan.model_cached.holds is not True:
         model["download"] = _download(observed.progress)
     return model or None
+
+
+def _cache(observed: Observed, plan: Plan, old: Mapping[str, Any]) -> dict[str, Any] | None:
+    if plan.accepted.holds is False:
+        kept: dict[str, Any] | None = old.get("cache")
+        return kept
+    place = model_place(observed.manifest)
+    if place is None:
+        return None
+    capacity = ((observed.volume or {}).get("status") or {}).get("capacity") or {}
+    size = {"size": capacity["storage"]} if "storage" in capacity else {}
+    return {"claimName": place.claim, **size}
 
 
 def _download(progress: DownloadProgress) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from quire_contract import names
 from quire_kube.objects import Manifest
 from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Apply, Delete, Verdict
+from quire_operator.plan.cache.claim_differences import CLAIM_DIFFERS
 from quire_operator.spec.kinds import ref_of
 from quire_operator.status.conditions import (
     ACCEPTED,
@@ -126,6 +127,8 @@ def _well(type_: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterato
     elif type_ == READY and (not was_true or SCALED_TO_ZERO in (old.get("reason"), new["reason"])):
         reason = SCALED_TO_ZERO if new["reason"] == SCALED_TO_ZERO else READY
         yield _Said(reason=reason, message=new["message"])
+    elif type_ == MODEL_CACHED and new["reason"] == CLAIM_DIFFERS:
+        yield _Said(is_warning=True, reason=CLAIM_DIFFERS, message=new["message"])
     elif type_ in (MODEL_CACHED, ROLLOUT_COMPLETE) and not was_true and new["reason"] != PAUSED:
         yield _Said(reason=type_, message=new["message"])
     elif type_ in (ACCEPTED, FITS) and old.get("status") == "False":

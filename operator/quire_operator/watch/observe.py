@@ -48,6 +48,7 @@ def observe(
         manifest=manifest,
         children=store.children_of(key, manifest["metadata"]["uid"]),
         volume=store.volume(namespace, place.claim) if place else None,
+        left_volume=_left_volume(store, key, manifest),
         job=store.job(namespace, place.job) if place else None,
         job_pods=store.job_pods(namespace, place.job) if place else (),
         pods=store.pods_of(key),
@@ -74,6 +75,14 @@ def pod_to_ask_progress(observed: Observed) -> Manifest | None:
 def pods_to_ask_loads(observed: Observed) -> tuple[Manifest, ...]:
     """Return the serving pods that may hold requests, those that are ending too."""
     return tuple(pod for pod in observed.pods if _status(pod).get("phase") == "Running" and _status(pod).get("podIP"))
+
+
+def _left_volume(store: Store, key: Key, manifest: Manifest) -> Manifest | None:
+    """Return the claim of the model that the LLMDeployment had before its last change."""
+    claim = ((manifest.get("status") or {}).get("cache") or {}).get("claimName")
+    if claim is None or store.keys_using_claim(key.namespace, claim):
+        return None
+    return store.volume(key.namespace, claim)
 
 
 def _status(pod: Manifest) -> Manifest:

@@ -38,6 +38,8 @@ class Observed:
     """Objects of `OWNED_KINDS` that this LLMDeployment owns (by label and by the owner reference's uid)."""
     volume: Manifest | None = None
     """The claim that holds the model: the cache volume, `existingClaim`, or that of a pvc:// URI."""
+    left_volume: Manifest | None = None
+    """The claim that the status names still, though the model is another by now, if nobody else uses it."""
     job: Manifest | None = None
     """The download Job."""
     job_pods: tuple[Manifest, ...] = ()

@@ -90,17 +90,43 @@ def test_an_old_jobs_pods_say_nothing_of_the_new_one() -> None:
 @pytest.mark.parametrize(
     ("waiting", "reason", "expected"),
     [
-        ({"reason": "CreateContainerConfigError", "message": 'secret "hf" not found'}, "SecretMissing", "create it"),
+        (
+            {"reason": "CreateContainerConfigError", "message": 'secret "s3" not found'},
+            "SecretMissing",
+            "spec.download",
+        ),
+        (
+            {"reason": "CreateContainerConfigError", "message": "couldn't find key secret in Secret ns/hf"},
+            "SecretMissing",
+            "create it, or correct spec.model.tokenSecretRef",
+        ),
+        (
+            {"reason": "CreateContainerConfigError", "message": 'configmap "proxy" not found'},
+            "ConfigMapMissing",
+            "create it, or correct spec.download",
+        ),
         ({"reason": "ImagePullBackOff", "message": "Back-off"}, "ImagePullBackOff", "Back-off"),
         ({"reason": "ErrImagePull", "message": "no such host"}, "ImagePullBackOff", "no such host"),
     ],
 )
 def test_a_pod_that_cannot_start(waiting: dict[str, str], reason: str, expected: str) -> None:
-    world = downloading()
+    world = downloading({"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "hf"}}})
     world.add_job_pod("Pending", waiting=waiting)
     found = says(world)
     assert found[0] == reason
     assert expected in found[1]
+
+
+def test_a_job_that_a_queue_holds_back_says_so() -> None:
+    """Kueue suspends a Job with its label until it admits it (Job.spec.suspend)."""
+    world = downloading()
+    job = copy.deepcopy(world.observed.job)
+    assert job is not None
+    job["spec"]["suspend"] = True
+    world.see(job=job)
+    assert says(world)[0] == "Downloading"
+    assert "its Job is suspended" in says(world)[1]
+    assert world.plan().actions == ()
 
 
 def test_a_job_that_may_make_no_pod() -> None:

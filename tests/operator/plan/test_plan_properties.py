@@ -33,6 +33,9 @@ GOOD: list[dict[str, Any]] = [
     {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "hf"}}},
     {"cache": {"size": "40Gi", "retain": False}},
     {"access": {"networkPolicy": "Open"}},
+    {"cache": {"accessMode": "ReadWriteMany"}},
+    {"service": {"type": "NodePort"}, "serviceAccount": {"name": "mine"}, "image": "registry.example/server:1"},
+    {"inheritedMetadata": {"labels": {"team": "search"}}, "download": {"env": [{"name": "A", "value": "1"}]}},
     {"resources": None, "profiles": ["a", "tiny", "b"]},
 ]
 HAPPENINGS = st.sampled_from(

@@ -71,6 +71,9 @@ def revision(spec: dict[str, Any] | None = None, **fields: Any) -> str:
         {"access": {"networkPolicy": "Open"}},
         {"observability": {"serviceMonitor": "never", "alerts": False}},
         {"model": {"uri": "hf://a/b", "tokenSecretRef": {"name": "t"}}},
+        {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}},
+        {"serviceAccount": {"annotations": {"a": "b"}}},
+        {"download": {"env": [{"name": "A", "value": "1"}], "serviceAccountName": "reader", "labels": {"a": "b"}}},
     ],
 )
 def test_what_the_pods_do_not_see_rolls_nothing_out(spec: dict[str, Any]) -> None:
@@ -88,6 +91,10 @@ def test_what_the_pods_do_not_see_rolls_nothing_out(spec: dict[str, Any]) -> Non
         {"drain": {"timeout": "1s"}},
         {"drain": {"preStop": "1s"}},
         {"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}},
+        {"image": "registry.example/server:1"},
+        {"imagePullSecrets": [{"name": "registry"}]},
+        {"serviceAccount": {"name": "mine"}},
+        {"inheritedMetadata": {"labels": {"team": "search"}}},
     ],
 )
 def test_what_the_pods_see_rolls_out(spec: dict[str, Any]) -> None:

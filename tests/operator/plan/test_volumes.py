@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from plan_world import CLAIM, CLUSTER, GIB, JOB_NAME, World, described, downloading, manifest, pending, says
 
-from quire_contract import model_facts, names
+from quire_contract import model_facts
 from quire_operator.plan.actions import Apply, Delete
-from quire_operator.plan.cache.orphans import plan_orphans
-from quire_operator.plan.cache.volumes import AUTO_SIZE_BYTES, requested_bytes
+from quire_operator.plan.cache.claim_differences import requested_bytes
+from quire_operator.plan.cache.volumes import AUTO_SIZE_BYTES
 
 
 def test_no_default_storage_class() -> None:
@@ -143,44 +143,6 @@ def test_a_larger_size_grows_and_a_smaller_one_does_nothing() -> None:
     world.cluster = replace(CLUSTER, expandable_storage_classes=frozenset())
     world.set_spec(cache={"size": "40Gi"})
     assert world.plan().actions == ()
-
-
-def test_a_user_who_asks_for_another_class_does_not_change_the_shared_volume() -> None:
-    world = downloading()
-    world.set_spec(cache={"storageClassName": "other", "accessMode": "ReadWriteMany"})
-    assert not any("Claim" in text for text in described(world.plan().actions))
-
-
-def test_the_wish_not_to_retain_is_left_on_the_volume() -> None:
-    world = downloading({"cache": {"retain": False}})
-    assert world.observed.volume is not None
-    assert world.observed.volume["metadata"]["annotations"][names.ANNOTATION_RETAIN] == "false"
-    world.set_spec(cache={"retain": True})
-    world.see(other_cache_users=frozenset({"other"}))
-    world.settle()
-    assert world.observed.volume["metadata"]["annotations"][names.ANNOTATION_RETAIN] == "true"
-    world.set_spec(cache={"retain": False})
-    assert world.plan().actions == ()
-
-
-def test_orphans() -> None:
-    world = downloading({"cache": {"retain": False}})
-    volume, job = world.observed.volume, world.observed.job
-    assert volume is not None
-    assert job is not None
-    actions = plan_orphans([volume], [job])
-    assert described(actions) == [f"Delete Job/{JOB_NAME}", f"Delete PersistentVolumeClaim/{CLAIM}"]
-    assert all(isinstance(action, Delete) for action in actions)
-    kept = downloading().observed.volume
-    assert kept is not None
-    assert plan_orphans([kept], []) == ()
-    theirs = copy.deepcopy(volume)
-    theirs["metadata"]["name"] = "mine"
-    unlabelled = copy.deepcopy(volume)
-    del unlabelled["metadata"]["labels"][names.LABEL_MANAGED_BY]
-    ending = copy.deepcopy(volume)
-    ending["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z"
-    assert plan_orphans([theirs, unlabelled, ending], []) == ()
 
 
 @pytest.mark.parametrize(

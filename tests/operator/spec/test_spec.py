@@ -9,14 +9,19 @@ import yaml
 
 from quire_contract.crd import load_schema
 from quire_operator.spec import llm_deployment as spec_module
+from quire_operator.spec.children import (
+    ChildrenSpec,
+    DownloadSpec,
+    MetadataSpec,
+    ResourcesSpec,
+    ServiceAccountSpec,
+    ServiceSpec,
+)
+from quire_operator.spec.expose import ExposeSpec, HttpRouteSpec, IngressSpec, ParentRef
 from quire_operator.spec.llm_deployment import (
     AdapterSpec,
-    HttpRouteSpec,
-    IngressSpec,
     LLMDeployment,
     LLMDeploymentSpec,
-    ParentRef,
-    ResourcesSpec,
     ScheduleSpec,
     SecretKeyRef,
     SpecError,
@@ -48,6 +53,14 @@ def test_a_bare_manifest_gets_the_defaults() -> None:
     assert (spec.scaling.scale_down_delay_s, spec.scaling.idle_to_zero_after_s) == (300.0, 600.0)
     assert (spec.scaling.cold_start_timeout_s, spec.scaling.target_pending_per_replica) == (900.0, None)
     assert (spec.cache.size_bytes, spec.cache.retain) == (None, True)
+    assert spec.children == ChildrenSpec(
+        image=None,
+        image_pull_secrets=(),
+        service_account=ServiceAccountSpec(name=None, annotations={}),
+        inherited=MetadataSpec(),
+        service=ServiceSpec(type="ClusterIP", annotations={}),
+    )
+    assert (spec.download.resources, spec.download.ca_bundle, spec.download.env) == (None, None, ())
     assert (spec.gateway.max_queue, spec.gateway.cold_start, spec.gateway.heartbeat_s) == (256, "Hold", 10.0)
     assert (spec.rollout.wait_for_idle_s, spec.rollout.progress_deadline_s) == (60.0, None)
     assert (spec.drain.timeout_s, spec.drain.pre_stop_s) == (120.0, 15.0)
@@ -67,6 +80,23 @@ def test_everything_is_read(full: LLMDeploymentSpec) -> None:
         ScheduleSpec(start="0 8 * * 1-5", end="0 18 * * 1-5", timezone="Europe/Paris", min=1, max=None),
     )
     assert full.cache.storage_class_name == "fast"
+    assert full.children == ChildrenSpec(
+        image="registry.example/server:1",
+        image_pull_secrets=("registry",),
+        service_account=ServiceAccountSpec(name=None, annotations={"example.com/role": "reader"}),
+        inherited=MetadataSpec(labels={"team": "search"}, annotations={"example.com/owner": "ml"}),
+        service=ServiceSpec(type="LoadBalancer", annotations={"example.com/internal": "true"}),
+    )
+    assert full.download == DownloadSpec(
+        env=({"name": "HTTPS_PROXY", "value": "http://proxy:3128"},),
+        env_from=({"prefix": "AWS_", "secretRef": {"name": "bucket", "optional": True}},),
+        resources=ResourcesSpec(limits={"memory": "4Gi"}, requests={"cpu": "1"}),
+        ca_bundle={"configMapKeyRef": {"name": "ca", "key": "ca.crt"}},
+        service_account_name="downloader",
+        metadata=MetadataSpec(labels={"sidecar.istio.io/inject": "false"}, annotations={"example.com/why": "model"}),
+        image_pull_secrets=("mirror",),
+        security_context={"runAsUser": 1000, "fsGroup": 1000, "seLinuxOptions": {"level": "s0:c1,c2"}},
+    )
     assert full.adapters == (AdapterSpec(name="sql", uri="hf://acme/sql-lora"),)
     assert full.access.api_keys_secret == "keys"
     assert full.expose.ingress == IngressSpec(
@@ -93,14 +123,18 @@ def test_every_field_of_the_crd_has_a_place() -> None:
         "rollout": spec_module.RolloutSpec,
         "drain": spec_module.DrainSpec,
         "access": spec_module.AccessSpec,
-        "expose": spec_module.ExposeSpec,
+        "expose": ExposeSpec,
         "observability": spec_module.ObservabilitySpec,
     }
     assert {name: _count_fields(kind) for name, kind in sections.items()} == {
         name: len(properties[name]["properties"]) for name in sections
     }
     assert _count_fields(spec_module.EngineSpec) == len(properties["engine"]["properties"]) + 1  # env is two
-    assert _count_fields(LLMDeploymentSpec) == len(properties) - 1  # profile and profiles are one
+    download = properties["download"]["properties"]
+    assert _count_fields(DownloadSpec) == len(download) - 1  # labels and annotations are one
+    num_of_children = _count_fields(ChildrenSpec)
+    # profile and profiles are one
+    assert _count_fields(LLMDeploymentSpec) - 1 + num_of_children == len(properties) - 1
 
 
 @pytest.mark.parametrize(
@@ -153,6 +187,7 @@ def test_equal_manifests_read_equal_and_other_ones_do_not() -> None:
         ({"scaling": {"targetPendingPerReplica": "many"}}, "spec.scaling.targetPendingPerReplica"),
         ({"cache": {"size": "big"}}, "spec.cache.size"),
         ({"resources": {"limits": {"cpu": "two"}}}, "spec.resources.limits[cpu]"),
+        ({"download": {"resources": {"limits": {"cpu": "two"}}}}, "spec.download.resources.limits[cpu]"),
         ({"engine": {"speculative": {"method": "eagle", "model": "x"}}}, "spec.engine.speculative.model"),
     ],
 )

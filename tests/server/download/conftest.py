@@ -194,14 +194,20 @@ def support() -> Any:
     return sys.modules[__name__]
 
 
-@pytest.fixture
-def store() -> Iterator[Any]:
-    """A server of objects."""
+@pytest.fixture(scope="session")
+def running_store() -> Any:
+    """Runs a server of objects; see `object_store.py`."""
     location = Path(__file__).with_name("object_store.py")
     specification = importlib.util.spec_from_file_location("object_store", location)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    with module.running_store() as running:
+    return module.running_store
+
+
+@pytest.fixture
+def store(running_store) -> Iterator[Any]:
+    """A server of objects."""
+    with running_store() as running:
         yield running

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +40,14 @@ class ObjectStore:
 
 
 @contextmanager
-def running_store() -> Iterator[ObjectStore]:
+def running_store(tls: ssl.SSLContext | None = None) -> Iterator[ObjectStore]:
     store = ObjectStore()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(store))
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    store.url = f"http://127.0.0.1:{server.server_address[1]}"
+    store.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     try:
         yield store
     finally:

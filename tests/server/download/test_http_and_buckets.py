@@ -2,10 +2,10 @@
 
 import base64
 import hashlib
-import struct
 from pathlib import Path
 
 import pytest
+from smallest_gguf import gguf_bytes
 
 from quire_contract.model_uri import parse_model_uri
 
@@ -13,20 +13,6 @@ BUCKET_ENVIRONMENT = {
     "s3": {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null"},
     "gs": {"NO_GCE_CHECK": "true"},
 }
-
-
-def gguf_bytes(num_bytes: int = 200_000) -> bytes:
-    """Return a GGUF file of one tensor, of an architecture that is not known."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    num_elements = num_bytes // 4
-    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + text("general.architecture") + struct.pack("<I", 8) + text("none")
-    header += text("t") + struct.pack("<IQIQ", 1, num_elements, 0, 0)
-    header += bytes(-len(header) % 32)
-    return header + bytes(i % 251 for i in range(num_elements * 4))
-
 
 GGUF = gguf_bytes()
 SHA256 = base64.b64encode(hashlib.sha256(GGUF).digest()).decode()

@@ -4,6 +4,7 @@ Reads pods; decides nothing. The newest pod speaks, but one that has not got fur
 not yet take the failure back: a condition should not change with every retry.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -29,6 +30,10 @@ from quire_operator.watch.pods import (
 
 _IMAGE_REASONS: Final = frozenset({"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"})
 _CONFIG_REASONS: Final = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_MISSING: Final = re.compile(r'(?P<kind>secret|configmap)s? (?:"|[a-z0-9-]+/)(?P<name>[a-z0-9.-]+)')
+"""In what a kubelet says: `secret "hf" not found`, `couldn't find key token in Secret ns/hf`."""
+SECRET_MISSING: Final = "SecretMissing"
+CONFIG_MAP_MISSING: Final = "ConfigMapMissing"
 _MAX_LOG_CHARACTERS: Final = 512
 
 
@@ -73,8 +78,8 @@ def find_failure(pods: Sequence[Manifest]) -> DownloadFailure | None:
     return replace(_read_failure(failed[-1]), time=ended_at)
 
 
-def find_obstacle(pods: Sequence[Manifest], at: float) -> Verdict | None:
-    """Return what keeps the newest pod from starting, for longer than a healthy start: Secret, image, or scheduler."""
+def find_obstacle(pods: Sequence[Manifest], deployment: LLMDeployment, at: float) -> Verdict | None:
+    """Return what keeps the newest pod from starting: a Secret or ConfigMap, its image, or (for long) the scheduler."""
     if not pods or _phase(pods[-1]) != "Pending":
         return None
     unschedulable = unschedulable_condition(pods[-1])
@@ -88,14 +93,22 @@ def find_obstacle(pods: Sequence[Manifest], at: float) -> Verdict | None:
         return _no("DownloadUnschedulable", f"The download finds no node: {message}")
     waiting = (_container_state(pods[-1]).get("waiting")) or {}
     reason, message = waiting.get("reason", ""), waiting.get("message", "")
-    if reason in _CONFIG_REASONS and "secret" in message.lower():
-        return _no(
-            "SecretMissing",
-            f"The download waits for its token: {message}; create it, or correct spec.model.tokenSecretRef.",
-        )
+    if reason in _CONFIG_REASONS and (missing := _MISSING.search(message.lower())) is not None:
+        return _missing(missing["kind"], missing["name"], message, deployment)
     if reason in _CONFIG_REASONS or reason in _IMAGE_REASONS:
         return _no("ImagePullBackOff" if reason in _IMAGE_REASONS else reason, f"The download cannot start: {message}")
     return None
+
+
+def _missing(kind: str, name: str, message: str, deployment: LLMDeployment) -> Verdict:
+    """Say which field names the object that a variable is read from; an administrator may have named it for all."""
+    ref = deployment.spec.model.token_secret_ref
+    if kind == "secret" and ref is not None and name == ref.name:
+        what, field = "its token", "spec.model.tokenSecretRef"
+    else:
+        what, field = "its variables", "spec.download (download in the operator's settings, for all models)"
+    reason = SECRET_MISSING if kind == "secret" else CONFIG_MAP_MISSING
+    return _no(reason, f"The download waits for {what}: {message}; create it, or correct {field}.")
 
 
 def unschedulable_since(pods: Sequence[Manifest]) -> float | None:

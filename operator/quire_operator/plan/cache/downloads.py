@@ -27,6 +27,7 @@ from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, annotation_of
 from quire_kube.times import parse_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
+from quire_operator.plan.cache.claim_differences import CLAIM_DIFFERS
 from quire_operator.plan.cache.download_pods import (
     DownloadFailure,
     describe_failure,
@@ -40,7 +41,7 @@ from quire_operator.plan.cache.download_pods import (
 from quire_operator.plan.cache.retries import due_at, read_retry_at
 from quire_operator.plan.cache.volumes import Source, VolumePlan, claim_ref, plan_volume
 from quire_operator.plan.hardware import Hardware
-from quire_operator.plan.resources.download_job import render_download_job
+from quire_operator.plan.resources.download.job import render_download_job
 from quire_operator.plan.resources.volume import access_modes_of
 from quire_operator.plan.rollout import earliest
 from quire_operator.spec.kinds import JOB
@@ -142,9 +143,12 @@ def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: Volum
 
 
 def _cached_verdict(facts: ModelFacts, source: Source, volume: VolumePlan) -> Verdict:
-    note = f" {volume.note}." if volume.note else ""
-    message = f"{format_bytes(facts.bytes)} in PersistentVolumeClaim {source.claim}.{note}"
-    return Verdict(holds=True, reason="Cached", message=message)
+    message = f"{format_bytes(facts.bytes)} in PersistentVolumeClaim {source.claim}.{_noted(volume)}"
+    return Verdict(holds=True, reason=CLAIM_DIFFERS if volume.note else "Cached", message=message)
+
+
+def _noted(volume: VolumePlan) -> str:
+    return f" {volume.note}." if volume.note else ""
 
 
 def _plan_job(given: _Download) -> ModelPlan:
@@ -244,7 +248,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods, observed.at)) is not None:
+    if (obstacle := find_obstacle(given.pods, given.deployment, observed.at)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
@@ -255,7 +259,8 @@ def _progress_verdict(given: _Download) -> Verdict:
         return volume.trouble
     if not given.pods and (refusal := _refusal(observed)):
         return Verdict(holds=False, reason="DownloadForbidden", message=f"The download's pod is refused: {refusal}")
-    return Verdict(holds=False, reason="Downloading", message=_progress_message(given))
+    message = f"{_progress_message(given)}{_noted(volume)}"
+    return Verdict(holds=False, reason="Downloading", message=message)
 
 
 def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
@@ -268,6 +273,8 @@ def _prefer_volume(trouble: Verdict | None, obstacle: Verdict) -> Verdict:
 def _progress_message(given: _Download) -> str:
     progress = given.observed.progress
     uri = parse_model_uri(given.deployment.spec.model.uri).shown
+    if progress is None and ((given.observed.job or {}).get("spec") or {}).get("suspend"):
+        return f"{uri} waits: its Job is suspended, as a queue (Kueue) does until it admits it."
     if progress is None:
         return f"{uri} is being downloaded."
     total = f" of {format_bytes(progress.total_bytes)}" if progress.total_bytes is not None else ""

@@ -1,5 +1,7 @@
 """What goes when the last LLMDeployment of a model is gone: its download, and its volume if that was asked for.
 
+A volume that stays says since when nobody uses it, for whoever lists volumes and decides which to delete.
+
 Volumes are owned by nobody, so the wish is read from the volume itself, where its users left it (`volumes.py`). A claim
 that a person made is never touched: only what carries our labels and the name that we would give it is ours.
 """
@@ -10,26 +12,34 @@ from quire_contract.names import (
     ANNOTATION_MODEL_REVISION,
     ANNOTATION_MODEL_URI,
     ANNOTATION_RETAIN,
+    ANNOTATION_UNUSED_SINCE,
     LABEL_CACHE,
     LABEL_MANAGED_BY,
     MANAGED_BY,
     cache_pvc_name,
 )
 from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
-from quire_operator.plan.actions import Action, Delete
+from quire_kube.times import format_time
+from quire_operator.plan.actions import Action, Annotate, Delete
 from quire_operator.spec.kinds import JOB, PERSISTENT_VOLUME_CLAIM
 from quire_operator.watch.pods import is_ending
 
 
-def plan_orphans(claims: Iterable[Manifest], jobs: Iterable[Manifest]) -> tuple[Action, ...]:
-    """Return the deletions among claims and Jobs that no LLMDeployment uses."""
+def plan_orphans(claims: Iterable[Manifest], jobs: Iterable[Manifest], now: float) -> tuple[Action, ...]:
+    """Return what to do with claims and Jobs that no LLMDeployment uses."""
     unused_jobs = [_delete(JOB, job, "Unused: no LLMDeployment wants this model") for job in jobs if _is_ours(job)]
-    unused_claims = [
-        _delete(PERSISTENT_VOLUME_CLAIM, claim, "Unused: the last user asked for cache.retain: false")
-        for claim in claims
-        if is_our_volume(claim) and annotation_of(claim, ANNOTATION_RETAIN) == "false" and not is_ending(claim)
-    ]
+    ours = [claim for claim in claims if is_our_volume(claim) and not is_ending(claim)]
+    unused_claims = [action for claim in ours if (action := _plan_unused(claim, now)) is not None]
     return (*unused_jobs, *unused_claims)
+
+
+def _plan_unused(claim: Manifest, now: float) -> Action | None:
+    if annotation_of(claim, ANNOTATION_RETAIN) == "false":
+        return _delete(PERSISTENT_VOLUME_CLAIM, claim, "Unused: the last user asked for cache.retain: false")
+    if annotation_of(claim, ANNOTATION_UNUSED_SINCE):
+        return None
+    since = {ANNOTATION_UNUSED_SINCE: format_time(now)}
+    return Annotate(ref=_ref(PERSISTENT_VOLUME_CLAIM, claim), annotations=since, reason="Unused, and retained")
 
 
 def is_our_volume(claim: Manifest) -> bool:
@@ -48,6 +58,8 @@ def _has_labels(manifest: Manifest) -> bool:
 
 
 def _delete(kind: Kind, manifest: Manifest, reason: str) -> Delete:
-    metadata = manifest["metadata"]
-    ref = Ref(kind=kind, namespace=metadata["namespace"], name=metadata["name"])
-    return Delete(ref=ref, uid=metadata["uid"], reason=reason)
+    return Delete(ref=_ref(kind, manifest), uid=manifest["metadata"]["uid"], reason=reason)
+
+
+def _ref(kind: Kind, manifest: Manifest) -> Ref:
+    return Ref(kind=kind, namespace=manifest["metadata"]["namespace"], name=manifest["metadata"]["name"])

@@ -2,19 +2,33 @@
 
 The cache volume is shared by every LLMDeployment of its model, which may want different things of it. So once it is
 there it is only ever grown, with the class and access mode that it has, and never applied again for its own sake; what
-two users would write in turns is not written. While it has no volume behind it, its only user may have another. A claim
-that a user made is read, and changed by nobody here.
+two users would write in turns is not written. While it has no volume behind it, its only user may have another; later
+what differs is said (`claim_differences.py`). A claim that a user made is read, and changed by nobody here.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from quire_contract.model_uri import Scheme, parse_model_uri
-from quire_contract.names import ANNOTATION_GROWN_FOR, ANNOTATION_RETAIN, cache_pvc_name
-from quire_contract.units import UnitError, format_bytes, parse_quantity
+from quire_contract.names import (
+    ANNOTATION_GROWN_FOR,
+    ANNOTATION_RETAIN,
+    ANNOTATION_UNUSED_SINCE,
+    cache_pvc_name,
+)
+from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, annotation_of
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
+from quire_operator.plan.cache.claim_differences import (
+    Difference,
+    describe_differences,
+    find_differences,
+    quantity_bytes,
+    requested_bytes,
+    steps_to_another,
+)
+from quire_operator.plan.cache.orphans import is_our_volume
 from quire_operator.plan.resources.volume import render_volume
 from quire_operator.spec.kinds import PERSISTENT_VOLUME_CLAIM
 from quire_operator.spec.llm_deployment import LLMDeployment
@@ -63,7 +77,7 @@ class VolumePlan:
     cure: str = ""
     """For a shortage that cannot be ended from here: what a person would do."""
     note: str = ""
-    """What is not as asked for, where that does no harm yet."""
+    """What is not as asked for, where that does no harm yet, and what to do about it."""
     requeue_after_s: float | None = None
 
 
@@ -89,6 +103,19 @@ def plan_volume(
     shortage: Shortage | None,
 ) -> VolumePlan:
     """Decide about the claim of a model that is kept in one."""
+    planned = _plan_wanted(deployment, observed, cluster, settings, source=source, shortage=shortage)
+    return replace(planned, actions=(*planned.actions, *_let_go(deployment, observed)))
+
+
+def _plan_wanted(
+    deployment: LLMDeployment,
+    observed: Observed,
+    cluster: ClusterFacts,
+    settings: Settings,
+    *,
+    source: Source,
+    shortage: Shortage | None,
+) -> VolumePlan:
     volume = observed.volume
     if volume is None:
         size_bytes = deployment.spec.cache.size_bytes or AUTO_SIZE_BYTES
@@ -102,29 +129,23 @@ def plan_volume(
     if source.is_users_claim:
         cure = _cure_for_users_claim(source, volume, shortage)
         return VolumePlan(trouble=trouble, cure=cure, requeue_after_s=requeue_after_s)
-    if change := _find_change(deployment, observed, volume):
-        ref, uid = claim_ref(volume), volume["metadata"]["uid"]
-        replaced = Delete(ref=ref, uid=uid, reason=f"Replaced before it was bound: {change} has changed")
-        message = f"PersistentVolumeClaim {source.claim} is made anew: {change} has changed."
-        return VolumePlan(actions=(replaced,), trouble=_pending(message), can_download=False)
-    size = _plan_size(deployment, cluster, settings, volume, shortage)
+    is_shared = bool(observed.other_cache_users)
+    differences = find_differences(deployment.spec.cache, volume, is_shared=is_shared)
+    if differences and not _is_bound(volume) and not is_shared:
+        return _replace(volume, differences[0])
+    size = _plan_size(deployment, observed, cluster, settings, volume, shortage)
     return VolumePlan(
-        actions=(*size.actions, *_record_wish(deployment, observed, volume)),
+        actions=(*size.actions, *_record_use(deployment, observed, volume)),
         trouble=trouble,
         is_growing=size.is_growing,
         cure=size.cure,
-        note=size.note,
+        note=describe_differences(differences, volume, observed.other_cache_users) or size.note,
         requeue_after_s=requeue_after_s,
     )
 
 
-def requested_bytes(volume: Manifest) -> int:
-    """Return how large a claim asks to be."""
-    return _size(((volume["spec"].get("resources") or {}).get("requests") or {}).get("storage"))
-
-
 def _capacity_bytes(volume: Manifest) -> int:
-    return _size(((volume.get("status") or {}).get("capacity") or {}).get("storage"))
+    return quantity_bytes(((volume.get("status") or {}).get("capacity") or {}).get("storage"))
 
 
 def claim_ref(volume: Manifest) -> Ref:
@@ -152,17 +173,17 @@ def _find_trouble(
     return _pending(f"PersistentVolumeClaim {name} is not bound: {newest.message}")
 
 
-def _find_change(deployment: LLMDeployment, observed: Observed, volume: Manifest) -> str:
-    """Return the field that asks for another claim than this one, if it can be had: nothing is behind it yet."""
-    cache, spec = deployment.spec.cache, volume["spec"]
-    is_bound = bool(spec.get("volumeName")) or (volume.get("status") or {}).get("phase", "Pending") != "Pending"
-    if is_bound or observed.other_cache_users:
-        return ""
-    if cache.storage_class_name not in (None, spec.get("storageClassName")):
-        return "spec.cache.storageClassName"
-    if cache.access_mode is not None and [cache.access_mode] != spec.get("accessModes"):
-        return "spec.cache.accessMode"
-    return "spec.cache.size" if cache.size_bytes is not None and cache.size_bytes < requested_bytes(volume) else ""
+def _is_bound(volume: Manifest) -> bool:
+    is_waiting = (volume.get("status") or {}).get("phase", "Pending") == "Pending"
+    return bool(volume["spec"].get("volumeName")) or not is_waiting
+
+
+def _replace(volume: Manifest, difference: Difference) -> VolumePlan:
+    """Let a claim go that nothing is behind yet, because the spec asks for another."""
+    ref, uid = claim_ref(volume), volume["metadata"]["uid"]
+    replaced = Delete(ref=ref, uid=uid, reason=f"Replaced before it was bound: {difference.field} has changed")
+    message = f"PersistentVolumeClaim {ref.name} is made anew: {difference.field} has changed."
+    return VolumePlan(actions=(replaced,), trouble=_pending(message), can_download=False)
 
 
 def _ending(source: Source, observed: Observed) -> Verdict:
@@ -190,6 +211,7 @@ def _pending(message: str) -> Verdict:
 
 def _plan_size(
     deployment: LLMDeployment,
+    observed: Observed,
     cluster: ClusterFacts,
     settings: Settings,
     volume: Manifest,
@@ -218,7 +240,8 @@ def _plan_size(
     if storage_class not in cluster.expandable_storage_classes:
         why = f"StorageClass {storage_class or 'of the claim'} does not expand volumes"
         name = volume["metadata"]["name"]
-        note = f"{why}: {name} stays at {format_bytes(requested)}"
+        steps = steps_to_another(volume, observed.other_cache_users)
+        note = f"{why}: {name} stays at {format_bytes(requested)}. {steps}"
         return VolumePlan(cure=f"{cure}, and delete PersistentVolumeClaim {name} ({why})" if cure else "", note=note)
     grown = _grow(render_volume(deployment, settings, wanted), volume, grown_for)
     apply = Apply(manifest=grown, reason=f"Grown to {format_bytes(wanted)}: {reason}")
@@ -250,22 +273,29 @@ def _cure_for_users_claim(source: Source, volume: Manifest, shortage: Shortage |
     return f"grow PersistentVolumeClaim {source.claim} to {_enough_bytes(volume, shortage) // GIB}Gi"
 
 
-def _record_wish(deployment: LLMDeployment, observed: Observed, volume: Manifest) -> tuple[Annotate, ...]:
-    """Leave on the volume whether it outlives its last user.
+def _record_use(deployment: LLMDeployment, observed: Observed, volume: Manifest) -> tuple[Annotate, ...]:
+    """Leave on the volume that it is used, and whether it outlives its last user.
 
     Of several users, one that wants it kept prevails, and one that does not writes only when it is alone; otherwise
     they would overwrite each other for ever.
     """
-    is_marked = annotation_of(volume, ANNOTATION_RETAIN) == "false"
+    annotations = {ANNOTATION_UNUSED_SINCE: ""} if annotation_of(volume, ANNOTATION_UNUSED_SINCE) else {}
     is_retained = deployment.spec.cache.retain
-    if is_marked != is_retained or (not is_retained and observed.other_cache_users):
+    if _is_marked(volume) == is_retained and (is_retained or not observed.other_cache_users):
+        annotations[ANNOTATION_RETAIN] = "true" if is_retained else "false"
+    if not annotations:
         return ()
-    annotations = {ANNOTATION_RETAIN: "true" if is_retained else "false"}
-    return (Annotate(ref=claim_ref(volume), annotations=annotations, reason="spec.cache.retain"),)
+    return (Annotate(ref=claim_ref(volume), annotations=annotations, reason="Used: spec.cache.retain"),)
 
 
-def _size(text: str | int | None) -> int:
-    try:
-        return 0 if text is None else int(parse_quantity(text))
-    except UnitError:
-        return 0
+def _let_go(deployment: LLMDeployment, observed: Observed) -> tuple[Annotate, ...]:
+    """Leave the wish on the volume that the deployment had until its model changed, where both changed at once."""
+    left = observed.left_volume
+    if left is None or deployment.spec.cache.retain or _is_marked(left) or not is_our_volume(left):
+        return ()
+    return (Annotate(ref=claim_ref(left), annotations={ANNOTATION_RETAIN: "false"}, reason="Left: spec.cache.retain"),)
+
+
+def _is_marked(volume: Manifest) -> bool:
+    """Whether it goes with its last user."""
+    return annotation_of(volume, ANNOTATION_RETAIN) == "false"

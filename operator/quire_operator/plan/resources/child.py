@@ -24,11 +24,11 @@ def build_child(
     **body: Any,
 ) -> Manifest:
     """Return a document that the LLMDeployment owns. `with_applied_hash` comes last, when nothing changes any more."""
-    owner = given.deployment
+    owner, inherited = given.deployment, given.deployment.spec.children.inherited
     metadata: Manifest = {
         "name": name,
         "namespace": owner.namespace,
-        "labels": names.common_labels(owner.name, component),
+        "labels": {**inherited.labels, **names.common_labels(owner.name, component)},
         "ownerReferences": [
             {
                 "apiVersion": names.GROUP_VERSION,
@@ -41,8 +41,8 @@ def build_child(
             }
         ],
     }
-    if annotations:
-        metadata["annotations"] = dict(annotations)
+    if carried := {**inherited.annotations, **(annotations or {})}:
+        metadata["annotations"] = carried
     return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, **body}
 
 

@@ -18,7 +18,7 @@ def build_network_policy(given: RenderInput) -> Manifest | None:
     """Build the policy; None where `access.networkPolicy` is Open."""
     if given.deployment.spec.access.network_policy == "Open":
         return None
-    ingress: list[Manifest] = [{"from": _clients(), "ports": [{"port": ports.SERVER_HTTP, "protocol": "TCP"}]}]
+    ingress: list[Manifest] = [{**_clients(given), "ports": [{"port": ports.SERVER_HTTP, "protocol": "TCP"}]}]
     egress: list[Manifest] = []
     pods = {"matchLabels": names.selector_labels(given.deployment.name)}
     if pods_per_replica(given.deployment, given.hardware) > 1:
@@ -40,6 +40,11 @@ def build_network_policy(given: RenderInput) -> Manifest | None:
     )
 
 
-def _clients() -> list[Manifest]:
-    """Return who may send requests: any pod of the cluster, because Services lead to the pods directly."""
-    return [{"namespaceSelector": {}}]
+def _clients(given: RenderInput) -> Manifest:
+    """Return who may send requests: any pod of the cluster, because Services lead to the pods directly.
+
+    What comes through a load balancer or a node's port comes from no pod: there it is anyone.
+    """
+    if given.deployment.spec.children.service.is_open_to_outside:
+        return {}
+    return {"from": [{"namespaceSelector": {}}]}

@@ -48,15 +48,18 @@ def build_pod_template(
     Raises:
         SpecError: `spec.podTemplate` cannot be merged, or takes away what the operator finds its pods by.
     """
-    deployment = given.deployment
+    deployment, inherited = given.deployment, given.deployment.spec.children.inherited
     labels = names.common_labels(deployment.name, names.COMPONENT_SERVER)
     if given.claim is not None:
         labels |= claim_label(given.claim)
     template: Manifest = {
-        "metadata": {"labels": labels, "annotations": {"kubectl.kubernetes.io/default-container": CONTAINER}},
+        "metadata": {
+            "labels": {**inherited.labels, **labels},
+            "annotations": {"kubectl.kubernetes.io/default-container": CONTAINER, **inherited.annotations},
+        },
         "spec": {
             **_placement(given),
-            "serviceAccountName": names.workload_name(deployment.name),
+            "serviceAccountName": deployment.spec.children.service_account.name or names.workload_name(deployment.name),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "securityContext": pod_security_context(),
@@ -86,7 +89,7 @@ def model_path(given: RenderInput) -> str:
 
 def pull_secrets(secrets: Sequence[str]) -> Manifest:
     """Return the field that names the Secrets which images are pulled with; nothing where there are none."""
-    return {"imagePullSecrets": [{"name": secret} for secret in secrets]} if secrets else {}
+    return {"imagePullSecrets": [{"name": secret} for secret in dict.fromkeys(secrets)]} if secrets else {}
 
 
 def _placement(given: RenderInput) -> Manifest:
@@ -95,7 +98,7 @@ def _placement(given: RenderInput) -> Manifest:
     near = None if given.claim is None else affinity_to_volume(given.deployment, given.claim, given.access_modes)
     placement: Manifest = {
         **(_spread(given) if near is None else {"affinity": near}),
-        **pull_secrets(given.settings.images.pull_secrets),
+        **pull_secrets((*given.settings.images.pull_secrets, *given.deployment.spec.children.image_pull_secrets)),
     }
     for field, value in (
         ("nodeSelector", dict(hardware.node_selector)),
@@ -126,7 +129,7 @@ def _container(given: RenderInput, extra_arguments: Sequence[str], is_answering:
     arguments = server_arguments(given.deployment, model=model_path(given), host="0.0.0.0", port=ports.SERVER_HTTP)
     container: Manifest = {
         "name": CONTAINER,
-        "image": given.hardware.image,
+        "image": given.deployment.spec.children.image or given.hardware.image,
         "imagePullPolicy": given.settings.images.pull_policy,
         "args": ["serve", *arguments, *extra_arguments],
         "env": _env(given),

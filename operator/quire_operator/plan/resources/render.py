@@ -7,7 +7,7 @@ from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import with_applied_hash
 from quire_operator.plan.resources.deployment import build_deployment
-from quire_operator.plan.resources.download_job import render_download_job
+from quire_operator.plan.resources.download.job import render_download_job
 from quire_operator.plan.resources.leader_worker_set import build_leader_worker_set
 from quire_operator.plan.resources.monitors import build_prometheus_rule, build_service_monitor
 from quire_operator.plan.resources.network_policy import build_network_policy

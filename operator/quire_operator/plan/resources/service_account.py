@@ -1,4 +1,7 @@
-"""The identity of serving pods: one that may do nothing, and whose token is never mounted."""
+"""The identity of serving pods: one that may do nothing, and whose token is never mounted.
+
+It is there also where the spec names another: while a rollout waits, pods of the former template may have to be made.
+"""
 
 from quire_contract import names
 from quire_kube.objects import Manifest
@@ -12,5 +15,6 @@ def build_service_account(given: RenderInput) -> Manifest:
         given,
         SERVICE_ACCOUNT,
         names.workload_name(given.deployment.name),
+        annotations=given.deployment.spec.children.service_account.annotations,
         automountServiceAccountToken=False,
     )

@@ -15,13 +15,15 @@ HTTP_PORT_NAME = "http"
 
 def build_service(given: RenderInput) -> Manifest:
     """Build the Service `<name>`: ready pods only."""
+    service = given.deployment.spec.children.service
     return build_child(
         given,
         SERVICE,
         names.service_name(given.deployment.name),
         names.COMPONENT_GATEWAY,
+        annotations=service.annotations,
         spec={
-            "type": "ClusterIP",
+            "type": service.type,
             "ports": [_port(ports.SERVICE_HTTP)],
             "selector": _where_clients_go(given),
         },

@@ -22,7 +22,7 @@ _GIB = 1 << 30
 
 def render_volume(deployment: LLMDeployment, settings: Settings, size_bytes: int) -> Manifest:
     """Build the claim. `settings` has no say yet; class and access mode are the spec's, or the cluster's default."""
-    model, cache = deployment.spec.model, deployment.spec.cache
+    model, cache, inherited = deployment.spec.model, deployment.spec.cache, deployment.spec.children.inherited
     spec: Manifest = {
         "accessModes": [cache.access_mode or DEFAULT_ACCESS_MODE],
         "resources": {"requests": {"storage": _format_size(size_bytes)}},
@@ -36,8 +36,8 @@ def render_volume(deployment: LLMDeployment, settings: Settings, size_bytes: int
             "metadata": {
                 "name": names.cache_pvc_name(model.uri, model.revision),
                 "namespace": deployment.namespace,
-                "labels": shared_labels(deployment, names.COMPONENT_CACHE),
-                "annotations": model_annotations(deployment),
+                "labels": {**inherited.labels, **shared_labels(deployment, names.COMPONENT_CACHE)},
+                "annotations": {**inherited.annotations, **model_annotations(deployment)},
             },
             "spec": spec,
         }

@@ -13,6 +13,7 @@ from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import digest, with_applied_hash
+from quire_operator.plan.resources.download.options import CA_FOLDER, CA_VOLUME, DownloadOptions, download_options
 from quire_operator.plan.resources.merge import merge_strategically
 from quire_operator.plan.resources.pod import TMP, pull_secrets
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
@@ -41,8 +42,9 @@ def render_download_job(
     Of `hardware` and `spec.podTemplate`, only where pods run counts: the download itself needs no GPU. `access_modes`
     are the claim's; empty where there is none yet.
     """
-    model = deployment.spec.model
-    labels = shared_labels(deployment, names.COMPONENT_DOWNLOAD)
+    model, options = deployment.spec.model, download_options(deployment, settings)
+    labels = {**options.labels, **shared_labels(deployment, names.COMPONENT_DOWNLOAD)}
+    annotations = {**options.annotations, **model_annotations(deployment)}
     job = with_applied_hash(
         {
             "apiVersion": JOB.api_version,
@@ -51,13 +53,13 @@ def render_download_job(
                 "name": names.download_job_name(model.uri, model.revision, claim),
                 "namespace": deployment.namespace,
                 "labels": labels,
-                "annotations": model_annotations(deployment),
+                "annotations": annotations,
             },
             "spec": {
                 "backoffLimit": _BACKOFF_LIMIT,
                 "template": {
-                    "metadata": {"labels": labels, "annotations": model_annotations(deployment)},
-                    "spec": _pod_spec(deployment, settings, claim),
+                    "metadata": {"labels": labels, "annotations": annotations},
+                    "spec": _pod_spec(deployment, settings, options, claim),
                 },
             },
         }
@@ -99,28 +101,31 @@ def _placement(deployment: LLMDeployment, hardware: Hardware, claim: str, access
     return {field: value for field, value in placement.items() if value}
 
 
-def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Manifest:
+def _pod_spec(deployment: LLMDeployment, settings: Settings, options: DownloadOptions, claim: str) -> Manifest:
     is_read_only = not parse_model_uri(deployment.spec.model.uri).is_downloaded
+    account = {} if options.service_account_name is None else {"serviceAccountName": options.service_account_name}
     return {
         "restartPolicy": "Never",
+        **account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security_context(),
+        "securityContext": {**pod_security_context(), **options.security_context},
         "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
-        **pull_secrets(settings.images.pull_secrets),
-        "containers": [_container(deployment, settings, is_read_only)],
+        **pull_secrets(options.pull_secrets),
+        "containers": [_container(deployment, settings, options, is_read_only)],
         "volumes": [
             {
                 "name": "model",
                 "persistentVolumeClaim": {"claimName": claim, **({"readOnly": True} if is_read_only else {})},
             },
             {"name": "tmp", "emptyDir": {}},
+            *([] if options.ca_volume is None else [options.ca_volume]),
         ],
     }
 
 
-def _container(deployment: LLMDeployment, settings: Settings, is_read_only: bool) -> Manifest:
-    model, download = deployment.spec.model, settings.download
+def _container(deployment: LLMDeployment, settings: Settings, options: DownloadOptions, is_read_only: bool) -> Manifest:
+    model = deployment.spec.model
     revision = ["--revision", model.revision] if model.revision is not None else []
     where = ["--directory", paths.MODELS_MOUNT, "--progress-port", str(ports.DOWNLOAD_PROGRESS)]
     container: Manifest = {
@@ -128,33 +133,31 @@ def _container(deployment: LLMDeployment, settings: Settings, is_read_only: bool
         "image": settings.images.download or settings.images.server_cpu,
         "imagePullPolicy": settings.images.pull_policy,
         "args": ["download", model.uri, *revision, *where],
-        "env": _env(deployment, settings),
+        "env": _env(deployment, settings, options),
         "ports": [{"name": "progress", "containerPort": ports.DOWNLOAD_PROGRESS, "protocol": "TCP"}],
-        "resources": {
-            part: {resource: str(quantity) for resource, quantity in quantities.items()}
-            for part, quantities in (("limits", download.resources.limits), ("requests", download.resources.requests))
-            if quantities
-        },
+        "resources": options.resources,
         "securityContext": container_security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "model", "mountPath": paths.MODELS_MOUNT, **({"readOnly": True} if is_read_only else {})},
             {"name": "tmp", "mountPath": TMP},
+            *([] if options.ca_volume is None else [{"name": CA_VOLUME, "mountPath": CA_FOLDER, "readOnly": True}]),
         ],
     }
-    if download.env_from_secret:
-        container["envFrom"] = [{"secretRef": {"name": download.env_from_secret, "optional": True}}]
+    if options.env_from:
+        container["envFrom"] = list(options.env_from)
     return container
 
 
-def _env(deployment: LLMDeployment, settings: Settings) -> list[Manifest]:
-    env: list[Manifest] = [{"name": "HOME", "value": TMP}]
+def _env(deployment: LLMDeployment, settings: Settings, options: DownloadOptions) -> list[Manifest]:
+    """Return the variables; those that somebody names win over what they would be."""
+    variables: dict[str, Manifest] = {"HOME": {"value": TMP}}
     if settings.download.hub_endpoint:
-        env.append({"name": "HF_ENDPOINT", "value": settings.download.hub_endpoint})
+        variables["HF_ENDPOINT"] = {"value": settings.download.hub_endpoint}
     token = deployment.spec.model.token_secret_ref
     if token is not None:
-        secret = {"name": token.name, "key": token.key}
         is_http = parse_model_uri(deployment.spec.model.uri).scheme in (Scheme.HTTP, Scheme.HTTPS)
         name = environment.HTTP_TOKEN if is_http else environment.HF_TOKEN
-        env.append({"name": name, "valueFrom": {"secretKeyRef": secret}})
-    return env
+        variables[name] = {"valueFrom": {"secretKeyRef": {"name": token.name, "key": token.key}}}
+    ours = {name: variable for name, variable in variables.items() if name not in options.env}
+    return [{"name": name, **variable} for name, variable in (ours | dict(options.env)).items()]
