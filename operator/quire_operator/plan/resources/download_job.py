@@ -14,7 +14,7 @@ from quire_operator.objects import JOB, Manifest
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import digest, with_applied_hash
 from quire_operator.plan.resources.merge import merge_strategically
-from quire_operator.plan.resources.pod import TMP, pull_secrets
+from quire_operator.plan.resources.pod import TMP, as_literal, pull_secrets
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
 from quire_operator.plan.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
 from quire_operator.spec.llm_deployment import LLMDeployment
@@ -120,13 +120,13 @@ def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Mani
 
 def _container(deployment: LLMDeployment, settings: Settings, is_read_only: bool) -> Manifest:
     model, download = deployment.spec.model, settings.download
-    revision = ["--revision", model.revision] if model.revision is not None else []
+    revision = [f"--revision={model.revision}"] if model.revision is not None else []
     where = ["--directory", paths.MODELS_MOUNT, "--progress-port", str(ports.DOWNLOAD_PROGRESS)]
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.images.download or settings.images.server_cpu,
         "imagePullPolicy": settings.images.pull_policy,
-        "args": ["download", model.uri, *revision, *where],
+        "args": ["download", *map(as_literal, (model.uri, *revision)), *where],
         "env": _env(deployment, settings),
         "ports": [{"name": "progress", "containerPort": ports.DOWNLOAD_PROGRESS, "protocol": "TCP"}],
         "resources": {

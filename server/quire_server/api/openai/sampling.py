@@ -4,11 +4,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from quire_contract.flags.table import SchedulingPolicy
 from quire_server.api.openai.schemas.requests import UNSERVED, GenerationFields
 from quire_server.engine.border import validation
 from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
-from quire_server.shared.config import SchedulingPolicy
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError
 from quire_server.shared.sampling_params import SamplingParams
 
