@@ -27,6 +27,7 @@ from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
 
 IMAGE_VOLUMES_SINCE: Final = (1, 35)
+POD_TEMPLATE: Final = "spec.podTemplate"
 _TRIAL_FACTS: Final = ModelFacts(path="model", bytes=0)
 """Stands for a model that is not there yet, to see whether documents can be made at all."""
 
@@ -65,7 +66,7 @@ def accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Acc
 def _reason_of(error: SpecError) -> str:
     if isinstance(error.__cause__, UnservedFlagError):
         return "NotSupported"
-    return "InvalidPodTemplate" if error.path.startswith("spec.podTemplate") else "InvalidSpec"
+    return "InvalidPodTemplate" if error.path.startswith(POD_TEMPLATE) else "InvalidSpec"
 
 
 def read_manifest(manifest: Manifest) -> LLMDeployment | None:
@@ -165,6 +166,8 @@ def _resolve(deployment: LLMDeployment, settings: Settings, profile: str | None)
     try:
         return resolve_hardware(deployment, settings, profile)
     except SpecError as error:
+        if error.path.startswith(POD_TEMPLATE):
+            raise
         is_known = profile is None or profile in settings.profiles
         raise RefusedError("InvalidResources" if is_known else "UnknownProfile", str(error)) from error
 

@@ -23,6 +23,7 @@ from quire_operator.plan.actions import Verdict
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.server_arguments import EXTRA_ARGS, read_extra_args
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
+from quire_operator.spec.settings import NVIDIA_GPU
 
 _TARGET_SHARE: Final = 0.8
 _LEN_STEP: Final = 256
@@ -158,7 +159,7 @@ def _cure(settings: EngineSettings, hardware: Hardware, report: FitReport) -> st
         return f"remove {flags} from engine.extraArgs{length}"
     if hardware.num_gpus:
         return "no context length would fit; use GPUs with more memory, or raise engine.tensorParallelSize"
-    return "no context length would fit; raise resources.limits.memory"
+    return f"no context length would fit; raise {hardware.memory_field}"
 
 
 def _round_down(length: int) -> int:
@@ -192,5 +193,8 @@ def _unknown(reason: str, message: str) -> Fit:
 
 def _cure_for_unknown_memory(hardware: Hardware) -> str:
     if hardware.num_gpus:
-        return "The memory of a GPU is not known; an administrator sets `memory` of the profile, or `gpuMemory`."
-    return "The memory of a pod is not bounded; set resources.limits.memory."
+        resource = hardware.gpu_resource
+        cure = f"an administrator sets `memory` of the profile, or accelerators[{resource}].memory"
+        whole = ", or `gpuMemory`" if resource == NVIDIA_GPU else ""
+        return f"The memory of one {resource} is not known; {cure}{whole}."
+    return f"The memory of a pod is not bounded; set {hardware.memory_field}."

@@ -1,4 +1,4 @@
-"""What this version's server takes, in fields and in further arguments. Other refusals are in `test_plan.py`, which plans for more devices as well."""
+"""What this version's server takes, in fields and in further arguments. Other refusals are in `test_plan.py`."""
 
 import pytest
 from plan_world import World, manifest, served

@@ -104,7 +104,7 @@ def _pod_spec(deployment: LLMDeployment, settings: Settings, claim: str) -> Mani
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security_context(),
+        "securityContext": pod_security_context(settings),
         "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
         **pull_secrets(settings.images.pull_secrets),
         "containers": [_container(deployment, settings, is_read_only)],

@@ -17,7 +17,7 @@ from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.units import parse_quantity
 from quire_operator.objects import Manifest
-from quire_operator.plan.hardware import Hardware
+from quire_operator.plan.hardware import CONTAINER, Hardware
 from quire_operator.plan.resources.child import whole_seconds
 from quire_operator.plan.resources.merge import merge_strategically
 from quire_operator.plan.resources.render_input import RenderInput
@@ -27,8 +27,6 @@ from quire_operator.plan.resources.volume import HOSTNAME, affinity_to_volume, c
 from quire_operator.plan.server_arguments import server_arguments
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 
-CONTAINER: Final = names.COMPONENT_SERVER
-"""Name of the container that serves."""
 TMP: Final = "/tmp"
 _DOLLAR: Final = re.compile(r"\$(?:\((?P<name>[^)]*)\))?")
 _TERMINATION_SLACK_S: Final = 10
@@ -61,7 +59,7 @@ def build_pod_template(
             "serviceAccountName": names.workload_name(deployment.name),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": pod_security_context(),
+            "securityContext": pod_security_context(given.settings),
             "terminationGracePeriodSeconds": grace_period_s(deployment),
             "containers": [_container(given, extra_arguments, is_answering)],
             "volumes": _volumes(given),

@@ -5,8 +5,8 @@ Two workloads with one revision have pods that serve alike, so nothing needs to 
 
 from quire_contract import names
 from quire_operator.objects import Manifest, pod_templates_of
+from quire_operator.plan.hardware import CONTAINER
 from quire_operator.plan.resources.child import digest
-from quire_operator.plan.resources.pod import CONTAINER
 
 
 def template_revision(workload: Manifest) -> str:
