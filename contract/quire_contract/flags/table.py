@@ -37,7 +37,9 @@ class FlagParser(argparse.ArgumentParser):
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the model and every flag of `quire serve`."""
-    parser.add_argument("model", nargs="?", help="directory, .gguf file, file:// URI, hf://org/name or org/name")
+    parser.add_argument(
+        "model", nargs="?", help="directory, .gguf file, file:// URI, hf://org/name[/file.gguf] or org/name"
+    )
     parser.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
     parser.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line wins")
     _add_model_flags(parser.add_argument_group("model"))

@@ -119,7 +119,7 @@ def _merge_template(
 ) -> _Asked:
     """Merge in what `spec.podTemplate` says of the container, as it is merged into the pod."""
     before: dict[str, Any] = {"limits": dict(limits), "requests": dict(requests)}
-    container = {"name": CONTAINER, "image": "", "resources": before}
+    container: dict[str, Any] = {"name": CONTAINER, "image": "", "resources": before}
     template = deployment.spec.pod_template.get("spec")
     patch = {"containers": template["containers"]} if isinstance(template, dict) and "containers" in template else {}
     merged = merge_strategically({"containers": [container]}, patch, _TEMPLATE)
