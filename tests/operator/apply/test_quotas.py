@@ -5,6 +5,8 @@ import pytest
 from quire_operator.apply.apply import Refusal
 from quire_operator.kube import error_from
 from quire_operator.objects import DEPLOYMENT, JOB, PERSISTENT_VOLUME_CLAIM, SERVICE, Kind, Ref
+from quire_operator.status.reasons import as_line, reason_line
+from quire_operator.status.status import MAX_COLUMN_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -19,10 +21,12 @@ from quire_operator.objects import DEPLOYMENT, JOB, PERSISTENT_VOLUME_CLAIM, SER
 def test_a_quota_is_said_with_its_numbers(kind: Kind, quota: str, cure: str) -> None:
     numbers = f"exceeded quota: small, requested: {quota}=1, used: {quota}=3, limited: {quota}=3"
     text = f'{kind.plural} "a" is forbidden: {numbers}'
-    ref = Ref(kind=kind, namespace="default", name="a")
+    ref = Ref(kind=kind, namespace="default", name="quire-download-12345678")
     told = Refusal(ref=ref, error=error_from(403, {"message": text}, "create", str(ref))).as_verdict()
     assert (told.holds, told.reason) == (False, "QuotaExceeded")
     assert told.message.startswith(f"{ref}: {numbers}; {cure}")
+    column = as_line(reason_line(told.reason, told.message), MAX_COLUMN_LENGTH)
+    assert numbers in column, "the column that people look at is not cut before the numbers"
 
 
 def test_a_right_that_is_missing_is_still_one() -> None:
