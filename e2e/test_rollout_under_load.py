@@ -63,10 +63,10 @@ def test_a_broken_change_is_said_and_reverted(kubectl: Kubectl, server_image: st
     wait_ready(kubectl, "breaking")
     good = uids(kubectl.pods("breaking"))
     with load(kubectl, "breaking", 1) as result:
-        kubectl.patch("llm", "breaking", {"spec": {"engine": {"extraArgs": ["--no-such-flag"]}}})
+        kubectl.patch("llm", "breaking", {"spec": {"engine": {"extraArgs": ["--tokenizer=/nowhere"]}}})
         wait_for(
             "a REASON that names the flag",
-            lambda: "no-such-flag" in kubectl.llm("breaking")["status"]["reason"],
+            lambda: "--tokenizer" in kubectl.llm("breaking")["status"]["reason"],
             timeout_s=120,
             describe=kubectl.describe_all,
         )

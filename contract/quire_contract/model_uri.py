@@ -28,7 +28,7 @@ class ModelUriError(ValueError):
 
 
 _FORMS = {
-    Scheme.HF: "hf://organisation/name",
+    Scheme.HF: "hf://organisation/name (or hf://organisation/name/file.gguf)",
     Scheme.S3: "s3://bucket/prefix",
     Scheme.GS: "gs://bucket/prefix",
     Scheme.HTTP: "http://host/path",
@@ -40,6 +40,9 @@ _FORMS = {
 _DOWNLOADED = {Scheme.HF, Scheme.S3, Scheme.GS, Scheme.HTTP, Scheme.HTTPS}
 
 _HF_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_GGUF_PART = re.compile(r"[^\s/?#@:\\]+")
+_HUB_PAGES = ("blob", "resolve", "tree")
+"""What the Hub's own pages put before a revision and a file."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _CLAIM = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
@@ -57,7 +60,8 @@ class ModelUri:
     authority: str
     """hf: organisation, or empty; s3, gs: bucket; http(s), oci: host and port; pvc: claim; file: empty."""
     path: str
-    """hf: name; pvc, s3, gs, http(s): without the leading slash; oci: image, tag and digest; file: as written."""
+    """hf: name, and a GGUF file behind it where one is chosen; pvc, s3, gs, http(s): without the leading slash;
+    oci: image, tag and digest; file: as written."""
 
     def __str__(self) -> str:
         if self.scheme is Scheme.FILE:
@@ -83,7 +87,14 @@ class ModelUri:
     def repo_id(self) -> str:
         """The Hub's name of the model: hf only."""
         assert self.scheme is Scheme.HF, self
-        return f"{self.authority}/{self.path}" if self.authority else self.path
+        name = self.path.partition("/")[0]
+        return f"{self.authority}/{name}" if self.authority else name
+
+    @property
+    def repo_file(self) -> str | None:
+        """The GGUF file of the repository that was chosen, the first of its parts where it has several: hf only."""
+        assert self.scheme is Scheme.HF, self
+        return self.path.partition("/")[2] or None
 
     def local_path(self, base: Path) -> Path:
         """Return the file or directory that a file:// URI names; a relative one starts at `base`.
@@ -141,12 +152,29 @@ def _may_hold_password(text: str) -> bool:
 
 def _parse_hf(scheme: Scheme, rest: str) -> ModelUri:
     parts = rest.rstrip("/").split("/")
-    if len(parts) > 2:
-        raise _refuse(scheme, rest, "a model on the Hub has an organisation and a name, and no more parts")
-    for part in parts:
+    name, file = parts[:2], parts[2:]
+    if "@" in rest:
+        raise _refuse(scheme, rest, "a branch, tag or commit is given by model.revision (--revision), not behind an @")
+    if ":" in name[-1]:
+        raise _refuse(scheme, rest, "a quantisation is chosen by the name of its file")
+    for part in name:
         if not _HF_PART.fullmatch(part) or ".." in part:
             raise _refuse(scheme, rest, f"{_quote(part, rest)} cannot be part of a model's name on the Hub")
-    return ModelUri(scheme=scheme, authority=parts[0] if len(parts) == 2 else "", path=parts[-1])
+    if file:
+        _check_hf_file(file, rest)
+    return ModelUri(scheme=scheme, authority=name[0] if len(name) == 2 else "", path="/".join([name[-1], *file]))
+
+
+def _check_hf_file(parts: list[str], rest: str) -> None:
+    """Raise unless what stands behind a repository is one of its GGUF files: a subfolder cannot be served."""
+    if parts[0] in _HUB_PAGES:
+        raise _refuse(Scheme.HF, rest, f"this is a page of the Hub: leave out /{parts[0]} and the revision behind it")
+    if not parts[-1].endswith(".gguf"):
+        why = "a subfolder is not served: name one GGUF file, or bring the folder into a bucket or a volume"
+        raise _refuse(Scheme.HF, rest, why)
+    for part in parts:
+        if not _GGUF_PART.fullmatch(part) or part in (".", ".."):
+            raise _refuse(Scheme.HF, rest, f"{_quote(part, rest)} cannot be part of a file's name")
 
 
 def _parse_pvc(scheme: Scheme, rest: str) -> ModelUri:

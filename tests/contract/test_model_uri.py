@@ -18,6 +18,8 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
     [
         ("hf://Qwen/Qwen3-8B", Scheme.HF, "Qwen", "Qwen3-8B"),
         ("hf://gpt2", Scheme.HF, "", "gpt2"),
+        ("hf://org/name/m-Q4_K_M.gguf", Scheme.HF, "org", "name/m-Q4_K_M.gguf"),
+        ("hf://org/name/Q8/m-00001-of-00002.gguf", Scheme.HF, "org", "name/Q8/m-00001-of-00002.gguf"),
         ("s3://bucket/models/qwen", Scheme.S3, "bucket", "models/qwen"),
         ("s3://bucket", Scheme.S3, "bucket", ""),
         ("gs://my.bucket_1/qwen", Scheme.GS, "my.bucket_1", "qwen"),
@@ -59,7 +61,13 @@ def test_without_a_known_scheme_every_scheme_is_listed(text: str) -> None:
     [
         ("hf://", "'' cannot be part of a model's name on the Hub; write hf://organisation/name"),
         ("hf:///name", "'' cannot be part"),
-        ("hf://org/name/file.gguf", "no more parts"),
+        ("hf://org/name/folder", "a subfolder is not served: name one GGUF file, or bring the folder into a bucket"),
+        ("hf://org/name/tree/main/folder", "a page of the Hub: leave out /tree and the revision behind it"),
+        ("hf://org/name/blob/main/m.gguf", "a page of the Hub: leave out /blob and the revision behind it"),
+        ("hf://org/name/../m.gguf", "'..' cannot be part of a file's name"),
+        ("hf://org/name//m.gguf", "'' cannot be part of a file's name"),
+        ("hf://org/name@main", "a branch, tag or commit is given by model.revision (--revision), not behind an @"),
+        ("hf://org/name:Q4_K_M", "a quantisation is chosen by the name of its file; write hf://organisation/name"),
         ("hf://org/na me", "white space"),
         ("hf://org/..", "'..' cannot be part"),
         ("hf://org/a..b", "'a..b' cannot be part"),
@@ -125,6 +133,9 @@ def test_only_what_lies_elsewhere_is_downloaded() -> None:
 def test_the_hub_knows_a_model_by_its_repo_id() -> None:
     assert parse_model_uri("hf://Qwen/Qwen3-8B").repo_id == "Qwen/Qwen3-8B"
     assert parse_model_uri("hf://gpt2").repo_id == "gpt2"
+    chosen = parse_model_uri("hf://org/name/Q8/m.gguf")
+    assert (chosen.repo_id, chosen.repo_file) == ("org/name", "Q8/m.gguf")
+    assert parse_model_uri("hf://org/name").repo_file is None
 
 
 class TestLocalPath:

@@ -80,11 +80,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
   verbs: [get, list, watch, create, update, patch, delete]
 {{- end }}
 
+{{/* Whether the platform assigns users: "true" or nothing. */}}
+{{- define "quire.assignsUsers" -}}
+{{- $known := .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- if ternary $known .Values.openshift (eq (toString .Values.openshift) "auto") }}true{{ end -}}
+{{- end }}
+
 {{- define "quire.podSecurityContext" -}}
 runAsNonRoot: true
+{{- if not (include "quire.assignsUsers" .) }}
 {{- range $name := list "runAsUser" "runAsGroup" "fsGroup" }}
 {{- with get $.Values.podSecurity $name }}
 {{ $name }}: {{ . | int64 }}
+{{- end }}
 {{- end }}
 {{- end }}
 seccompProfile:

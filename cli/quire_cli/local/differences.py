@@ -25,6 +25,10 @@ def differences(deployment: LLMDeployment) -> list[str]:
             bool(spec.engine.env_sources),
             f"spec.engine.env: valueFrom is not read ({', '.join(spec.engine.env_sources)})",
         ),
+        (
+            any("$(" in token for token in spec.engine.extra_args),
+            "spec.engine.extraArgs: $(NAME) is not replaced here; write the value",
+        ),
         (bool(spec.scaling.schedules), "spec.scaling.schedules: not applied"),
         (bool(spec.profiles), "spec.profile: profiles belong to a cluster; the whole machine is used"),
         (bool(devices), f"spec.resources.limits: {', '.join(devices)} is not allotted; what the machine has is used"),

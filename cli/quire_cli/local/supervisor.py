@@ -190,6 +190,7 @@ class ModelSupervisor:
         self._replicas.append(replica)
         port = replica.backend.port
         arguments = server_arguments(self._deployment, model=str(path), host=replica.backend.host, port=port)
+        arguments += self._deployment.spec.engine.extra_args
         self._line(f"{name} starts on port {port}, log {replica.log}")
         replica.show_progress(self._shared.console.bar(name))
         try:

@@ -34,14 +34,28 @@ from quire_kube.api import (
 from quire_kube.objects import Manifest, Ref, annotation_of, label_of
 from quire_kube.times import format_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Plan, SetReplicas, Verdict
+from quire_operator.plan.admission import Subject, read_refusal
 from quire_operator.plan.drift import describe_drift
-from quire_operator.spec.kinds import LEADER_WORKER_SET, OPTIONAL_KINDS, OWNED_KINDS, WORKLOAD_KINDS, ref_of
+from quire_operator.spec.kinds import (
+    JOB,
+    LEADER_WORKER_SET,
+    OPTIONAL_KINDS,
+    OWNED_KINDS,
+    PERSISTENT_VOLUME_CLAIM,
+    WORKLOAD_KINDS,
+    ref_of,
+)
 from quire_operator.watch.ownership import WHOLE_MANAGER, is_owned_whole, make_over
 from quire_operator.watch.store import Store, owner_uids
 
 logger = logging.getLogger(__name__)
 
 _POD_TEMPLATE: Final = re.compile(r"spec\.(template|leaderWorkerTemplate\.(leader|worker)Template)\b")
+_SUBJECTS: Final = {
+    PERSISTENT_VOLUME_CLAIM: Subject.CLAIM,
+    JOB: Subject.DOWNLOAD,
+    **dict.fromkeys(WORKLOAD_KINDS, Subject.SERVER),
+}
 _CREATED_WHOLE: Final = frozenset(OWNED_KINDS).difference(WORKLOAD_KINDS)
 """Kinds into which users merge nothing: of a field that a kind lacks, only apply says that it does."""
 _SERVES_WITHOUT: Final = frozenset(OPTIONAL_KINDS) - {LEADER_WORKER_SET}
@@ -61,7 +75,9 @@ class Refusal:
         """Say it as the answer to whether the spec is accepted."""
         error, reason, message = self.error, "RefusedByServer", f"{self.ref}: {self.error}"
         if isinstance(error, ForbiddenError):
-            reason = "Forbidden"
+            known = read_refusal(str(error), _SUBJECTS.get(self.ref.kind, Subject.OTHER))
+            reason = known.reason if known else "Forbidden"
+            message = f"{self.ref}: {known.detail}" if known else message
         elif isinstance(error, NameTakenError):
             reason = "NameTaken"
         elif isinstance(error, InvalidError) and error.fields:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from quire_contract.flags.errors import UnservedFlagError
 from quire_contract.model_facts import ModelFacts
 from quire_contract.model_uri import Scheme, parse_model_uri
 from quire_kube.objects import Manifest
@@ -28,9 +29,7 @@ from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import Observed
 
 IMAGE_VOLUMES_SINCE: Final = (1, 35)
-_RESERVED_FLAGS: Final = frozenset(
-    {"host", "port", "model", "config", "served-model-name", "shutdown-timeout", "hf-token", "download-dir"}
-)
+POD_TEMPLATE: Final = "spec.podTemplate"
 _TRIAL_FACTS: Final = ModelFacts(path="model", bytes=0)
 """Stands for a model that is not there yet, to see whether documents can be made at all."""
 
@@ -63,8 +62,13 @@ def accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Acc
     try:
         return _accept(observed, cluster, settings)
     except SpecError as error:
-        is_template = error.path.startswith("spec.podTemplate")
-        raise RefusedError("InvalidPodTemplate" if is_template else "InvalidSpec", str(error)) from error
+        raise RefusedError(_reason_of(error), str(error)) from error
+
+
+def _reason_of(error: SpecError) -> str:
+    if isinstance(error.__cause__, UnservedFlagError):
+        return "NotSupported"
+    return "InvalidPodTemplate" if error.path.startswith(POD_TEMPLATE) else "InvalidSpec"
 
 
 def read_manifest(manifest: Manifest) -> LLMDeployment | None:
@@ -85,7 +89,6 @@ def _accept(observed: Observed, cluster: ClusterFacts, settings: Settings) -> Ac
     _check_model(deployment, cluster, settings)
     _check_claim(source, observed)
     engine = read_engine_settings(deployment)
-    _check_flags(deployment)
     hardware_by_profile: dict[str | None, Hardware] = {
         profile: _resolve(deployment, settings, profile) for profile in deployment.spec.profiles or (None,)
     }
@@ -166,15 +169,10 @@ def _resolve(deployment: LLMDeployment, settings: Settings, profile: str | None)
     try:
         return resolve_hardware(deployment, settings, profile)
     except SpecError as error:
+        if error.path.startswith(POD_TEMPLATE):
+            raise
         is_known = profile is None or profile in settings.profiles
         raise RefusedError("InvalidResources" if is_known else "UnknownProfile", str(error)) from error
-
-
-def _check_flags(deployment: LLMDeployment) -> None:
-    for index, token in enumerate(deployment.spec.engine.extra_args):
-        name = token.partition("=")[0].removeprefix("--").replace("_", "-")
-        if token.startswith("--") and name in _RESERVED_FLAGS:
-            raise SpecError(f"spec.engine.extraArgs[{index}]", f"--{name} is set by the operator; remove it")
 
 
 def _check_devices(deployment: LLMDeployment, cluster: ClusterFacts, hardware: Hardware, profile: str | None) -> None:

@@ -5,27 +5,26 @@ wins. What the server itself holds besides (interpreter, libraries, buffers) is 
 certain, a `yes` is not. Knows no cluster.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from quire_contract.memory.fit import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_GPU_MEMORY_UTILIZATION,
     DEFAULT_MAX_NUM_BATCHED_TOKENS,
-    NUM_NULL_BLOCKS,
     FitError,
     FitReport,
     FitRequest,
     check_fit,
 )
 from quire_contract.model_facts import ModelFacts
-from quire_contract.units import UnitError, format_bytes, parse_quantity, parse_size
+from quire_contract.units import format_bytes, parse_quantity
 from quire_operator.plan.actions import Verdict
 from quire_operator.plan.hardware import Hardware
+from quire_operator.plan.server_arguments import EXTRA_ARGS, read_extra_args
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
+from quire_operator.spec.settings import NVIDIA_GPU
 
-_EXTRA_ARGS: Final = "spec.engine.extraArgs"
 _TARGET_SHARE: Final = 0.8
 _LEN_STEP: Final = 256
 """A context length that is recommended is rounded down to a multiple of this."""
@@ -63,38 +62,24 @@ def read_engine_settings(deployment: LLMDeployment) -> EngineSettings:
         SpecError: a flag in extraArgs has no usable value, or asks for what cannot be.
     """
     engine = deployment.spec.engine
-    flags = _read_flags(engine.extra_args)
-    max_num_seqs = _read(flags, "max-num-seqs", parse_size, engine.max_num_seqs)
-    num_tokens = _read(flags, "max-num-batched-tokens", parse_size, max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_num_seqs))
-    block_size = _read(flags, "block-size", parse_size, DEFAULT_BLOCK_SIZE)
-    share = _read(flags, "gpu-memory-utilization", float, DEFAULT_GPU_MEMORY_UTILIZATION)
-    max_model_len = _read(flags, "max-model-len", _parse_model_len, engine.max_model_len)
-    kv_bytes: int | None = _read(flags, "kv-cache-memory-bytes", parse_size, None)
-    num_blocks: int | None = _read(flags, "num-gpu-blocks-override", parse_size, None)
-    tensor, pipeline = engine.tensor_parallel_size, engine.pipeline_parallel_size
-    for name, is_usable, rule in (
-        ("max-num-seqs", max_num_seqs >= 1, "at least 1"),
-        ("max-num-batched-tokens", num_tokens >= max_num_seqs, f"at least the {max_num_seqs} of engine.maxNumSeqs"),
-        ("block-size", block_size > 0 and block_size & (block_size - 1) == 0, "a power of two"),
-        ("gpu-memory-utilization", 0 < share <= 1, "above 0 and at most 1"),
-        ("max-model-len", max_model_len is None or max_model_len >= 1, "at least 1"),
-        ("kv-cache-memory-bytes", kv_bytes is None or kv_bytes > 0, "above 0"),
-        ("num-gpu-blocks-override", num_blocks is None or num_blocks > NUM_NULL_BLOCKS, f"above {NUM_NULL_BLOCKS}"),
-    ):
-        if not is_usable:
-            raise SpecError(_EXTRA_ARGS, f"--{name} must be {rule}")
+    flags = read_extra_args(deployment)
+    max_num_seqs = flags.get("max_num_seqs", engine.max_num_seqs)
+    num_tokens = flags.get("max_num_batched_tokens", max(DEFAULT_MAX_NUM_BATCHED_TOKENS, max_num_seqs))
+    if num_tokens < max_num_seqs:
+        rule = f"must be at least the {max_num_seqs} of engine.maxNumSeqs, not {num_tokens}"
+        raise SpecError(EXTRA_ARGS, f"--max-num-batched-tokens: {rule}")
     return EngineSettings(
-        dtype=_read(flags, "dtype", str, engine.dtype),
-        kv_cache_dtype=_read(flags, "kv-cache-dtype", str, engine.kv_cache_dtype),
-        max_model_len=max_model_len,
+        dtype=flags.get("dtype", engine.dtype),
+        kv_cache_dtype=engine.kv_cache_dtype,
+        max_model_len=flags.get("max_model_len", engine.max_model_len),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=num_tokens,
-        block_size=block_size,
-        gpu_memory_utilization=share,
-        tensor_parallel_size=_read(flags, "tensor-parallel-size", parse_size, tensor),
-        pipeline_parallel_size=_read(flags, "pipeline-parallel-size", parse_size, pipeline),
-        kv_cache_memory_bytes=kv_bytes,
-        num_gpu_blocks_override=num_blocks,
+        block_size=flags.get("block_size", DEFAULT_BLOCK_SIZE),
+        gpu_memory_utilization=flags.get("gpu_memory_utilization", DEFAULT_GPU_MEMORY_UTILIZATION),
+        tensor_parallel_size=engine.tensor_parallel_size,
+        pipeline_parallel_size=engine.pipeline_parallel_size,
+        kv_cache_memory_bytes=flags.get("kv_cache_memory_bytes"),
+        num_gpu_blocks_override=flags.get("num_gpu_blocks_override"),
     )
 
 
@@ -174,7 +159,7 @@ def _cure(settings: EngineSettings, hardware: Hardware, report: FitReport) -> st
         return f"remove {flags} from engine.extraArgs{length}"
     if hardware.num_gpus:
         return "no context length would fit; use a GPU with more memory"
-    return "no context length would fit; raise resources.limits.memory"
+    return f"no context length would fit; raise {hardware.memory_field}"
 
 
 def _round_down(length: int) -> int:
@@ -208,36 +193,8 @@ def _unknown(reason: str, message: str) -> Fit:
 
 def _cure_for_unknown_memory(hardware: Hardware) -> str:
     if hardware.num_gpus:
-        return "The memory of a GPU is not known; an administrator sets `memory` of the profile, or `gpuMemory`."
-    return "The memory of a pod is not bounded; set resources.limits.memory."
-
-
-def _parse_model_len(text: str) -> int | None:
-    return None if text in ("auto", "-1") else parse_size(text)
-
-
-def _read_flags(arguments: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the last value of every flag; a switch has an empty one."""
-    flags: dict[str, str] = {}
-    for position, token in enumerate(arguments):
-        short = _SHORT_NAMES.get(token.partition("=")[0])
-        if short is None and not token.startswith("--"):
-            continue
-        name, separator, value = token.partition("=")
-        following = arguments[position + 1 : position + 2]
-        if not separator and following and not following[0].startswith("--"):
-            value = following[0]
-        flags[short or name.removeprefix("--").replace("_", "-")] = value
-    return flags
-
-
-_SHORT_NAMES: Final = {"-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size"}
-
-
-def _read(flags: Mapping[str, str], name: str, parse: Callable[[str], Any], default: Any) -> Any:
-    if name not in flags:
-        return default
-    try:
-        return parse(flags[name])
-    except (UnitError, ValueError) as error:
-        raise SpecError(_EXTRA_ARGS, f"--{name}: {error}") from None
+        resource = hardware.gpu_resource
+        cure = f"an administrator sets `memory` of the profile, or accelerators[{resource}].memory"
+        whole = ", or `gpuMemory`" if resource == NVIDIA_GPU else ""
+        return f"The memory of one {resource} is not known; {cure}{whole}."
+    return f"The memory of a pod is not bounded; set {hardware.memory_field}."

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from quire_contract.model_facts import ModelFacts
 from quire_contract.names import ANNOTATION_APPLIED_HASH, ANNOTATION_LOAD_BUDGET, LABEL_REVISION
 from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
@@ -61,6 +63,8 @@ _NOT_ASKED: Final = Verdict(holds=None, reason="NotAccepted", message="The spec 
 
 def plan(observed: Observed, cluster: ClusterFacts, settings: Settings, now: float) -> Plan:
     """Return what to do now, and what was decided on the way; nothing to do while a person holds everything."""
+    if settings.openshift is None:
+        settings = msgspec.structs.replace(settings, openshift=cluster.is_openshift)
     decided = _decide(observed, cluster, settings, now)
     return withhold(decided) if is_paused(observed.manifest) else decided
 

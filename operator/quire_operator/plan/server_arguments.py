@@ -1,24 +1,58 @@
-"""The server's command line for an LLMDeployment: one mapping, for pods and for `quire up`.
+"""The server's command line for an LLMDeployment: one mapping, for pods and for `quire up`; and what extraArgs say.
 
-A field at its default is left out, so a server without that flag refuses only what is really asked for.
+A field at its default is left out, so a server without that flag refuses only what is really asked for. A value is
+written `--flag=value`, so that none of a spec can be taken for a flag.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any, Final
 
-from quire_operator.spec.llm_deployment import EngineSpec, LLMDeployment, SpeculativeSpec
+from quire_contract.flags.errors import FlagError
+from quire_contract.flags.reading import read_flags
+from quire_contract.flags.vllm import canonical_name
+from quire_operator.spec.llm_deployment import EngineSpec, LLMDeployment, SpecError, SpeculativeSpec
+
+EXTRA_ARGS: Final = "spec.engine.extraArgs"
+_RESERVED: Final = frozenset(
+    {"host", "port", "fd", "model", "config", "served-model-name", "shutdown-timeout", "hf-token", "download-dir"}
+)
 
 
 def server_arguments(deployment: LLMDeployment, *, model: str, host: str, port: int) -> list[str]:
-    """Return the arguments of `quire serve`. `model` is where the server finds the files."""
+    """Return the arguments of `quire serve`, without `engine.extraArgs`, which follow and win.
+
+    `model` is where the server finds the files.
+    """
     spec = deployment.spec
-    arguments = [model, "--host", host, "--port", str(port), "--served-model-name", *spec.model.served_names]
-    arguments += _engine_flags(spec.engine)
-    arguments += ["--shutdown-timeout", f"{spec.drain.timeout_s:g}"]
-    return [*arguments, *spec.engine.extra_args]
+    return [
+        model,
+        f"--host={host}",
+        f"--port={port}",
+        *(f"--served-model-name={name}" for name in spec.model.served_names),
+        *_engine_flags(spec.engine),
+        f"--shutdown-timeout={spec.drain.timeout_s:g}",
+    ]
+
+
+def read_extra_args(deployment: LLMDeployment) -> Mapping[str, Any]:
+    """Return what `engine.extraArgs` set, as the server will read them.
+
+    Raises:
+        SpecError: the server would refuse to start with them (its cause is the FlagError), or one is the operator's.
+    """
+    given = deployment.spec.engine.extra_args
+    for index, token in enumerate(given):
+        if token.startswith("--") and canonical_name(token) in _RESERVED:
+            raise SpecError(f"{EXTRA_ARGS}[{index}]", f"--{canonical_name(token)} is set by the operator; remove it")
+    try:
+        return read_flags(given)
+    except FlagError as error:
+        raise SpecError(EXTRA_ARGS, str(error)) from error
 
 
 def _engine_flags(engine: EngineSpec) -> list[str]:
-    flags = ["--max-num-seqs", str(engine.max_num_seqs)]
+    flags = [f"--max-num-seqs={engine.max_num_seqs}"]
     for name, value, default in (
         ("max-model-len", engine.max_model_len, None),
         ("dtype", engine.dtype, "auto"),
@@ -28,9 +62,9 @@ def _engine_flags(engine: EngineSpec) -> list[str]:
         ("pipeline-parallel-size", engine.pipeline_parallel_size, 1),
     ):
         if value != default:
-            flags += [f"--{name}", str(value)]
+            flags.append(f"--{name}={value}")
     if engine.speculative is not None:
-        flags += ["--speculative-config", _speculative_config(engine.speculative)]
+        flags.append(f"--speculative-config={_speculative_config(engine.speculative)}")
     return flags
 
 

@@ -147,7 +147,7 @@ def _find_type_problem(value: Any, schema: Schema, path: str) -> Problem | None:
         return None
     if isinstance(value, bool) and wanted == "a string":
         hint = "; write it in quotes, because YAML reads a bare on, off, yes, no, true or false as a boolean"
-    elif isinstance(value, int | float) and wanted == "a string":
+    elif isinstance(value, int | float) and not isinstance(value, bool) and wanted.endswith("a string"):
         hint = f'; write it in quotes: "{value}"'
     else:
         hint = ""

@@ -6,7 +6,7 @@ promise to users by name: hardware, where it is, and the image that runs on it. 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 import yaml
@@ -31,6 +31,29 @@ class ProfileResources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     requests: dict[str, str | int | float] = {}
 
 
+class Accelerator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a resource that pods may ask for is to the server."""
+
+    device: Literal["cuda", "other", "none"] = "cuda"
+    """cuda: a device for `images.serverCuda`. other: one for `image`. none: no device, such as a network card."""
+    image: str = ""
+    """Empty: `images.serverCuda`."""
+    memory: str = ""
+    """Memory of one, such as 10Gi. Empty: that of the profile, or `gpuMemory` for a whole GPU; else not known."""
+
+    def __post_init__(self) -> None:
+        if self.device == "other" and not self.image:
+            raise ValueError("device: other needs an image that can use it")
+
+
+NVIDIA_GPU: Final = "nvidia.com/gpu"
+"""A whole GPU, which `gpuMemory` speaks of."""
+ACCELERATORS: Final = {
+    name: Accelerator() for name in (NVIDIA_GPU, "nvidia.com/gpu.shared", "nvidia.com/mig-*")
+}  # fmt: skip
+"""What is known without being told."""
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """Hardware that an administrator offers under a name."""
 
@@ -42,7 +65,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tolerations: tuple[dict[str, Any], ...] = ()
     runtime_class_name: str = ""
     image: str = ""
-    """Empty: chosen by whether the resources name a GPU."""
+    """Empty: chosen by the accelerator. An image that is named here may use an accelerator that is not known."""
     fallback_after: str = "5m"
     """How long pods of this profile may be unschedulable before the next profile of the list is tried."""
 
@@ -56,8 +79,9 @@ class DownloadSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     env_from: tuple[dict[str, Any], ...] = ()
     """Secrets and ConfigMaps in the LLMDeployment's namespace, with AWS_ACCESS_KEY_ID and the like."""
     resources: ProfileResources = ProfileResources(
-        limits={"memory": "2Gi"}, requests={"cpu": "100m", "memory": "256Mi"}
+        limits={"cpu": "2", "memory": "2Gi"}, requests={"cpu": "100m", "memory": "256Mi"}
     )
+    """With both limits: a quota on limits refuses a pod that lacks one, and only an administrator could cure that."""
     ca_bundle: dict[str, dict[str, Any]] = {}
     """`configMapKeyRef` or `secretKeyRef`, in the LLMDeployment's namespace. Empty: the image's authorities."""
     service_account_name: str = ""
@@ -80,8 +104,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether Services lead to the gateway; only then is there a demand to scale by."""
     image_volumes: bool | None = None
     """Whether the cluster mounts images as volumes. None: by its version."""
+    openshift: bool | None = None
+    """Whether the platform assigns every pod its user. None: where the cluster has OpenShift's API."""
     gpu_memory: str = ""
-    """Memory of one GPU where resources are given without a profile. Empty: unknown, and fit is not judged."""
+    """Memory of one whole GPU (nvidia.com/gpu) where resources are given without a profile. Empty: unknown."""
+    accelerators: dict[str, Accelerator] = {}
+    """By the resource's name, or by the beginning of names, with a * behind it. Added to `ACCELERATORS`."""
+
+    def find_accelerator(self, resource: str) -> Accelerator | None:
+        """Return what a resource is: by its name, else by the longest beginning of it that is known."""
+        known = {**ACCELERATORS, **self.accelerators}
+        if resource in known:
+            return known[resource]
+        beginnings = [name for name in known if name.endswith("*") and resource.startswith(name[:-1])]
+        return known[max(beginnings, key=len)] if beginnings else None
 
 
 def load_settings(path: Path) -> Settings:

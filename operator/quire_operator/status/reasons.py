@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Final
 
 from quire_kube.objects import Manifest
+from quire_operator.plan.admission import Subject, read_refusal, strip_object
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.observed import WarningEvent
 from quire_operator.watch.pods import conditions_of
@@ -24,11 +25,9 @@ MAX_LINE_LENGTH: Final = 1024
 NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
 STORAGE_CLASS_CURE: Final = "set spec.cache.storageClassName"
 VOLUME_LOST: Final = "VolumeLost"
-QUOTA_EXCEEDED: Final = "QuotaExceeded"
 DEPLOYMENT_PAUSED: Final = "DeploymentPaused"
 ROLLOUT_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 
-_FORBIDDEN: Final = re.compile(r'^(Error creating: )?(pods? "[^"]*" is forbidden: )?')
 _OF_ONE_TRY: Final = (
     (re.compile(r'\b(?P<noun>pod)s? "[^"]*"'), r"the \g<noun>"),
     (re.compile(r"\bpod=\S+\([0-9a-f-]{36}\)"), "the pod"),
@@ -163,7 +162,7 @@ def find_workload_problem(
         return Finding(stage=Stage.WORKLOAD, reason=DEPLOYMENT_PAUSED, detail=detail, is_final=True)
     failure = conditions_of(workload).get("ReplicaFailure")
     if failure is not None and failure.get("status") == "True":
-        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")))
+        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")), Subject.SERVER)
     return None
 
 
@@ -172,16 +171,14 @@ def find_job_refusal(job: Manifest | None, warnings: Sequence[WarningEvent]) -> 
     if job is None:
         return None
     failed = find_warning(warnings, "Job", job["metadata"]["name"], ("FailedCreate",))
-    return None if failed is None else _refusal(failed.message, failed.reason, Stage.MODEL)
+    return None if failed is None else _refusal(failed.message, failed.reason, Subject.DOWNLOAD, Stage.MODEL)
 
 
-def _refusal(message: str, reason: str, stage: Stage = Stage.WORKLOAD) -> Finding:
-    detail = _FORBIDDEN.sub("", message)
-    if "exceeded quota" in message:
-        return Finding(stage=stage, reason=QUOTA_EXCEEDED, detail=detail)
-    if "violates PodSecurity" in message:
-        return Finding(stage=stage, reason="PodSecurityViolation", detail=detail, is_final=True)
-    return Finding(stage=stage, reason=reason or "FailedCreate", detail=detail)
+def _refusal(message: str, reason: str, subject: Subject, stage: Stage = Stage.WORKLOAD) -> Finding:
+    known = read_refusal(message, subject)
+    if known is None:
+        return Finding(stage=stage, reason=reason or "FailedCreate", detail=strip_object(message))
+    return Finding(stage=stage, reason=known.reason, detail=known.detail, is_final=known.is_final)
 
 
 def is_deadline_exceeded(workload: Manifest | None) -> bool:

@@ -19,6 +19,8 @@ class ClusterFacts:
     """All that are known, sorted: to name them to who has named another."""
     expandable_storage_classes: frozenset[str] = frozenset()
     """Those that let a claim grow."""
+    is_openshift: bool = False
+    """Its admission assigns every pod a user (SecurityContextConstraints)."""
     operator_namespace: str = "quire-system"
 
     def has(self, kind: Kind) -> bool:

@@ -18,6 +18,8 @@ _DEFAULT_CLASS_ANNOTATIONS: Final = (
     "storageclass.kubernetes.io/is-default-class",
     "storageclass.beta.kubernetes.io/is-default-class",
 )
+_OPENSHIFT_API: Final = "security.openshift.io/v1"
+"""Of SecurityContextConstraints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ async def discover(kube: Kube, operator_namespace: str) -> Discovery:
     wanted = (LLM_DEPLOYMENT, *OPTIONAL_KINDS)
     for api_version in sorted({kind.api_version for kind in wanted}):
         served |= served_kinds(await _get_or_none(kube, f"/apis/{api_version}"), wanted)
+    is_openshift = await _get_or_none(kube, f"/apis/{_OPENSHIFT_API}") is not None
     try:
         classes: list[Manifest] | None = await kube.list(STORAGE_CLASS)
     except ForbiddenError:
@@ -52,6 +55,7 @@ async def discover(kube: Kube, operator_namespace: str) -> Discovery:
         has_default_storage_class=has_default,
         storage_classes=tuple(known),
         expandable_storage_classes=expandable,
+        is_openshift=is_openshift,
         operator_namespace=operator_namespace,
     )
     return Discovery(facts=facts, has_crd=LLM_DEPLOYMENT in served)

@@ -1,4 +1,6 @@
-"""The command line of `quire serve`: vLLM's flags, composed into a `ServerConfig` and a `ModelSource`.
+"""The command line of `quire serve`, composed into a `ServerConfig` and a `ModelSource`.
+
+Which flags there are, the contract says (`quire_contract.flags`), for the operator judges them too.
 
 Dashes and underscores are the same; booleans have `--no-x`; sizes may be written 1k (1000) or 1K (1024); `--config
 FILE` holds the same flags as YAML, and the command line wins over it.
@@ -10,19 +12,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from quire_contract import paths, ports, units
-from quire_contract.units import UnitError
-from quire_server.api_process.arguments_compat import canonical_name, take_compat_flags
+from quire_contract import paths
+from quire_contract.flags.errors import FlagError
+from quire_contract.flags.table import FlagParser, add_flags
+from quire_contract.flags.vllm import canonical_name, take_compat_flags, with_dashes
 from quire_server.download.model_source import ModelSource, parse_model_source
 from quire_server.shared.config import (
     CacheConfig,
-    Dtype,
     EngineConfig,
     ModelConfig,
     SchedulerConfig,
-    SchedulingPolicy,
     ServerConfig,
 )
 from quire_server.shared.errors import ConfigError
@@ -45,120 +46,34 @@ class ServeArguments:
     """To be logged, once there is a log."""
 
 
-def parse_size(text: str) -> int:
-    """Return a number that may end in k, m, g, t (powers of 1000) or K, M, G, T (powers of 1024)."""
+def parse_command_line(
+    words: Sequence[str], *, description: str = "", environment: Mapping[str, str] = os.environ
+) -> ServeArguments:
+    """Read the words after `quire serve`.
+
+    Raises:
+        ConfigError: a flag is not known, or its value cannot work; the message names the flag.
+    """
+    parser = FlagParser(prog="quire serve", description=description)
+    add_flags(parser)
     try:
-        return units.parse_size(text)
-    except UnitError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def parse_max_model_len(text: str) -> int | None:
-    """`auto` and -1 mean: what the model allows and the memory holds."""
-    return None if text in ("auto", "-1") else parse_size(text)
-
-
-def parse_list(text: str) -> list[str]:
-    """One value, or a JSON list of them."""
-    if not text.startswith("["):
-        return [text]
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list: {error}") from None
-    return [str(value) for value in values]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of `quire serve`. Defaults are None: the configuration has its own."""
-    parser.add_argument("model", nargs="?", help="directory, .gguf file, file:// URI, hf://org/name or org/name")
-    parser.add_argument("--model", dest="model_flag", metavar="MODEL", help="the same, as a flag")
-    parser.add_argument("--config", metavar="FILE", help="YAML file with flags; the command line wins")
-    _add_model_flags(parser.add_argument_group("model"))
-    _add_engine_flags(parser.add_argument_group("engine"))
-    _add_server_flags(parser.add_argument_group("server"))
-
-
-def _add_model_flags(group: Any) -> None:
-    switch = argparse.BooleanOptionalAction
-    group.add_argument("--served-model-name", nargs="+", action="extend", help="names clients may use; default: MODEL")
-    group.add_argument("--revision", help="branch, tag or commit of a repository")
-    group.add_argument("--download-dir", type=Path, help="cache of downloaded files; default: $HF_HOME")
-    group.add_argument("--hf-token", help="token for gated repositories; default: $HF_TOKEN")
-    group.add_argument("--tokenizer", help="directory or .gguf file of another tokenizer")
-    group.add_argument("--skip-tokenizer-init", action=switch, help=argparse.SUPPRESS)
-    group.add_argument("--dtype", type=_dtype, help="auto, bfloat16, float16 (half) or float32 (float)")
-    group.add_argument("--max-model-len", type=parse_max_model_len, help="longest context; default: the model's")
-    group.add_argument("--seed", type=int, help="seed of requests that have none")
-    group.add_argument("--generation-config", help="auto: the model's sampling defaults; vllm: neutral ones")
-    group.add_argument("--chat-template", help="file with a Jinja template, or the template itself")
-
-
-def _add_engine_flags(group: Any) -> None:
-    switch = argparse.BooleanOptionalAction
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where the model runs")
-    group.add_argument("--num-threads", type=int, help="CPU threads; default: the CPU quota of this process")
-    group.add_argument("--block-size", type=int, help="tokens in a block of the KV cache")
-    group.add_argument("--gpu-memory-utilization", type=float, help="share of the memory for weights and KV cache")
-    group.add_argument("--kv-cache-memory-bytes", type=parse_size, help="size of the KV cache, instead of a share")
-    group.add_argument("--num-gpu-blocks-override", type=int, help="number of blocks, instead of a size")
-    group.add_argument("--enable-prefix-caching", action=switch, help="keep and share the KV of equal prefixes")
-    group.add_argument("--max-num-batched-tokens", type=parse_size, help="tokens in a step")
-    group.add_argument("--max-num-seqs", type=parse_size, help="requests in a step")
-    group.add_argument("--enable-chunked-prefill", action=switch, help="compute long prompts over several steps")
-    group.add_argument("--long-prefill-token-threshold", type=parse_size, help="most tokens of one prompt in a step")
-    group.add_argument("--scheduling-policy", choices=get_args(SchedulingPolicy), help="who runs first")
-    group.add_argument("--async-scheduling", action=switch, help="schedule a step before the last has ended")
-    group.add_argument("--max-num-queued-reqs", type=parse_size, help="requests that may wait; more get 429")
-
-
-def _add_server_flags(group: Any) -> None:
-    switch = argparse.BooleanOptionalAction
-    group.add_argument("--host", help="address to listen on; default: all")
-    group.add_argument("--port", type=int, help=f"default: {ports.SERVER_HTTP}; 0: a free one, which is logged")
-    group.add_argument("--fd", type=int, help="inherited listening socket to serve on, instead of --host and --port")
-    group.add_argument("--api-key", nargs="+", action="extend", help="keys clients must present; or $QUIRE_API_KEY")
-    group.add_argument("--allowed-origins", type=parse_list, nargs="+", action="extend", help="for browsers (CORS)")
-    group.add_argument("--max-request-body-bytes", type=parse_size, help="larger bodies are refused")
-    group.add_argument("--response-role", help="role of answers")
-    group.add_argument("--enable-request-id-headers", action=switch, help="put X-Request-Id on responses")
-    group.add_argument("--enable-force-include-usage", action=switch, help="every chunk of a stream has the usage")
-    group.add_argument("--strict-fields", action=switch, help="refuse request fields that are not known")
-    group.add_argument("--shutdown-timeout", type=float, metavar="SECONDS", help="for running requests at SIGTERM")
-    group.add_argument(
-        "--engine-heartbeat-timeout", type=float, metavar="SECONDS", help="longest silence of the engine"
-    )
-    group.add_argument("--log-format", choices=["plain", "json"], help="how log lines look")
-    group.add_argument("--log-level", type=str.lower, choices=["debug", "info", "warning", "error", "critical"])
-    group.add_argument("--disable-log-stats", action=switch, help="no line about throughput every ten seconds")
-    group.add_argument("--enable-log-requests", action=switch, help="a line per request")
-    group.add_argument("--disable-uvicorn-access-log", action=switch, help="no line per HTTP request")
-    group.add_argument("--disable-access-log-for-endpoints", help="paths without such a line; default: the probes")
-
-
-def _dtype(text: str) -> str:
-    name = {"half": "float16", "float": "float32"}.get(text, text)
-    if name not in get_args(Dtype):
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(get_args(Dtype))}, half, float")
-    return name
+        rewritten, warnings = rewrite_arguments(words)
+        parsed = parser.parse_args(rewritten)
+    except FlagError as error:
+        raise ConfigError(f"{error}.", stage="Starting", hint="`quire serve --help` lists the flags.") from error
+    return build_serve_arguments(parsed, warnings, environment)
 
 
 def rewrite_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments as the parser knows them, and warnings: file read, names with dashes, vLLM's others gone.
 
     Raises:
-        ConfigError: the configuration file cannot be used, or a flag asks for what this server does not do.
+        ConfigError: the configuration file cannot be used.
+        FlagError: a flag asks for what this server does not do.
     """
-    arguments = [_with_dashes(token) for token in argv]
+    arguments = [with_dashes(token) for token in argv]
     arguments = _with_config_file(arguments)
     return take_compat_flags(arguments)
-
-
-def _with_dashes(token: str) -> str:
-    if not token.startswith("--"):
-        return token
-    name, separator, value = token.partition("=")
-    return name.replace("_", "-") + separator + value
 
 
 def _with_config_file(arguments: list[str]) -> list[str]:
@@ -245,11 +160,6 @@ def _fields_of(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_model(model: str, source: ModelSource, given: Mapping[str, Any]) -> ModelConfig:
-    if given.get("skip_tokenizer_init"):
-        raise ConfigError("--skip-tokenizer-init is not supported by this server.", stage="Starting")
-    generation_config = given.get("generation_config", "auto")
-    if generation_config not in ("auto", "vllm"):
-        raise ConfigError("--generation-config must be auto or vllm.", stage="Starting")
     tokenizer = given.get("tokenizer")
     if tokenizer is not None and tokenizer != model and not Path(tokenizer).exists():
         raise ConfigError(f"--tokenizer: {tokenizer}: no such file or directory.", stage="Starting")
@@ -262,7 +172,7 @@ def _build_model(model: str, source: ModelSource, given: Mapping[str, Any]) -> M
         dtype=given.get("dtype", "auto"),
         max_model_len=given.get("max_model_len"),
         seed=given.get("seed", 0),
-        generation_config=generation_config,
+        generation_config=given.get("generation_config", "auto"),
         chat_template=None if template is None else _read_chat_template(template),
     )
 

@@ -6,7 +6,7 @@ How to connect, and what is known of an object, is all that the two kinds differ
 
 import base64
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 from quire_contract.model_uri import ModelUri
 from quire_server.download.errors import DownloadError, ModelGatedError, SourceNotFoundError
 from quire_server.download.http import decode_base64
-from quire_server.download.selection import choose_files
+from quire_server.download.selection import choose_files, is_part
 from quire_server.download.source import (
     CHUNK_BYTES,
     Checksum,
@@ -52,9 +52,12 @@ class BucketSource(ABC):
             names = {self._name(path): path for path in objects if not path.endswith("/")}
             if not names:
                 raise SourceNotFoundError(f"{self._uri}: there is nothing.", hint="Check spec.model.uri.")
-            chosen = choose_files(str(self._uri), names, lambda name: f"{self._uri}/{name}")
+            chosen = choose_files(str(self._uri), names, self._address)
             files = tuple(self._remote_file(name, names[name], objects[names[name]]) for name in chosen)
         return Listing(files=files, revision=files[0].version if len(files) == 1 else None)
+
+    def _address(self, parts: Sequence[str]) -> str | None:
+        return None if is_part(parts[0]) else f"{self._uri}/{parts[0]}"
 
     def _find(self) -> dict[str, dict[str, Any]]:
         entries: dict[str, dict[str, Any]] = self._fs.find(self._root, detail=True)

@@ -5,6 +5,7 @@ goes on where it was left and is verified (the library checks sizes only). The c
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final, NoReturn
 
 import httpx2
@@ -12,6 +13,7 @@ from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoSibling
 
+from quire_contract.model_uri import ModelUri
 from quire_server.download.errors import (
     DownloadError,
     ModelGatedError,
@@ -19,7 +21,7 @@ from quire_server.download.errors import (
     SourceUnreachableError,
 )
 from quire_server.download.http import check_worth_another_try, interruptions, read_range
-from quire_server.download.selection import choose_files
+from quire_server.download.selection import address_on_hub, choose_files
 from quire_server.download.source import Checksum, Listing, RemoteFile
 
 _API_TIMEOUT_S: Final = 30.0
@@ -27,10 +29,11 @@ _LIBRARY: Final = "quire"
 
 
 class HubSource:
-    """One repository at one revision."""
+    """One repository, or one GGUF file of it, at one revision."""
 
-    def __init__(self, repo_id: str, revision: str | None, token: str | None) -> None:
-        self._repo_id = repo_id
+    def __init__(self, uri: ModelUri, revision: str | None, token: str | None) -> None:
+        self._repo_id = uri.repo_id
+        self._file = uri.repo_file
         self._revision = revision
         self._commit: str | None = None
         self._token = token or get_token()
@@ -51,7 +54,7 @@ class HubSource:
             raise DownloadError(f"{self._repo_id}: the Hub does not say which commit {self._revision or 'it'} is.")
         self._commit = info.sha
         siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        names = choose_files(self._repo_id, siblings, self._url)
+        names = choose_files(self._repo_id, siblings, partial(address_on_hub, self._repo_id), only=self._file)
         return Listing(files=tuple(_remote_file(siblings[name]) for name in names), revision=info.sha)
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:

@@ -125,7 +125,7 @@ def _open_source(request: DownloadRequest) -> Callable[[], Source]:
     def open_hub() -> Source:
         from quire_server.download.hub import HubSource
 
-        return HubSource(request.uri.repo_id, request.revision, request.token)
+        return HubSource(request.uri, request.revision, request.token)
 
     def open_http() -> Source:
         from quire_server.download.http import HttpSource

@@ -11,6 +11,7 @@ import glob
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,7 +27,14 @@ from quire_server.download.errors import (
     SourceNotFoundError,
     SourceUnreachableError,
 )
-from quire_server.download.selection import NOT_NEEDED, TEXT_FILES, choose_files, model_path
+from quire_server.download.selection import (
+    NOT_NEEDED,
+    TEXT_FILES,
+    address_on_hub,
+    choose_files,
+    model_path,
+    parts_pattern,
+)
 from quire_server.shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +51,8 @@ class ModelSource:
 
     path: Path | None = None
     repo_id: str | None = None
+    file: str | None = None
+    """One GGUF file of the repository, where one was chosen."""
     revision: str | None = None
     cache_dir: Path | None = None
     """None: the Hub library's own ($HF_HOME)."""
@@ -62,7 +72,7 @@ def parse_model_source(
     if "://" in model:
         uri = _parse_uri(model)
         if uri.scheme is Scheme.HF:
-            return ModelSource(repo_id=uri.repo_id, **remote)  # type: ignore[arg-type]
+            return ModelSource(repo_id=uri.repo_id, file=uri.repo_file, **remote)  # type: ignore[arg-type]
         return ModelSource(path=_existing(uri.local_path(Path.cwd()), model))
     path = Path(model).expanduser()
     if path.exists():
@@ -91,6 +101,7 @@ def _existing(path: Path, model: str) -> Path:
         raise ConfigError(
             f"--model: {model!r} is neither an existing file or directory nor a repository `organisation/name`.",
             stage="Starting",
+            hint="One GGUF file of a repository is hf://organisation/name/file.gguf; a revision goes into --revision.",
         )
     return path
 
@@ -106,7 +117,7 @@ def resolve_model(source: ModelSource, report: ReadinessReport) -> Path:
     assert source.repo_id is not None
     report(Readiness(phase=Phase.DOWNLOADING, message=f"Looking up {source.repo_id}"))
     options = {"revision": source.revision, "cache_dir": source.cache_dir, "token": source.token}
-    return _Download(source.repo_id, report, **options).run()
+    return _Download(source.repo_id, source.file, report, **options).run()
 
 
 def fetch_model(
@@ -140,20 +151,21 @@ def fetch_model(
         if readiness.percent is not None:
             on_progress(readiness.percent)
 
-    path = _Download(uri.repo_id, report, revision=revision, local_dir=directory).run()
+    path = _Download(uri.repo_id, uri.repo_file, report, revision=revision, local_dir=directory).run()
     marker.touch()
     return path
 
 
 class _Download:
-    """One fetch of a repository's files. `options` are the Hub library's: revision, token, where to."""
+    """One fetch of a repository's files, or of one GGUF file. `options` are the Hub's: revision, token, place."""
 
-    def __init__(self, repo_id: str, report: ReadinessReport, **options: Any) -> None:
+    def __init__(self, repo_id: str, file: str | None, report: ReadinessReport, **options: Any) -> None:
         import huggingface_hub
         import huggingface_hub.errors  # the package does not load it by itself
 
         self._hub = huggingface_hub
         self._repo_id = repo_id
+        self._file = file
         self._report = report
         self._common: dict[str, Any] = {"repo_id": repo_id, "library_name": "quire", **options}
         self._total_bytes = 0
@@ -188,9 +200,11 @@ class _Download:
 
     def _fetch(self) -> Path:
         files = self._list()
-        patterns = [*TEXT_FILES, "*.safetensors"]  # where the Hub cannot be asked, and the cache must do
+        # Where the Hub cannot be asked, the cache must do.
+        patterns = [*TEXT_FILES, "*.safetensors"] if self._file is None else [parts_pattern(self._file)]
         if files is not None:
-            names = choose_files(self._repo_id, [file.filename for file in files])
+            address = partial(address_on_hub, self._repo_id)
+            names = choose_files(self._repo_id, [file.filename for file in files], address, only=self._file)
             patterns = [glob.escape(name) for name in names]
             missing = [file for file in files if file.filename in names and file.will_download]
             self._total_bytes = sum(file.file_size or 0 for file in missing)
@@ -198,7 +212,7 @@ class _Download:
         path = self._hub.snapshot_download(
             **self._common, allow_patterns=patterns, ignore_patterns=list(NOT_NEEDED), tqdm_class=progress
         )
-        return model_path(Path(path))
+        return model_path(Path(path)) if self._file is None else Path(path) / self._file
 
     def _list(self) -> "list[DryRunFileInfo] | None":
         """Return the repository's files that could be part of a model; None where the Hub cannot be asked."""

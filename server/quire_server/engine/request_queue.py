@@ -7,8 +7,8 @@ on what never changes of it, so that one that comes back after a preemption or a
 import bisect
 from collections.abc import Callable, Iterator
 
+from quire_contract.flags.table import SchedulingPolicy
 from quire_server.engine.request import Request
-from quire_server.shared.config import SchedulingPolicy
 
 Rank = tuple[int, float, int]
 """What a policy goes by; the lowest is first. No two requests have the same."""

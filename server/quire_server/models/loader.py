@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from quire_contract.flags.table import Dtype
 from quire_server.models import free_memory
 from quire_server.models.decoder import DecoderModel, DecoderParts
 from quire_server.models.modules.builder import Ends, ModelBuilder
@@ -20,7 +21,6 @@ from quire_server.models.planning.plan import ModelPlan
 from quire_server.models.planning.sharding import WHOLE, ModelShare, check_divides, loaded_bytes
 from quire_server.models.reader import CheckpointReader
 from quire_server.models.registry import plan_model
-from quire_server.shared.config import Dtype
 from quire_server.weights.checkpoint import Checkpoint, lookup_in
 
 _MAX_LOADING_THREADS = 8

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from quire_contract.flags.table import Dtype
 from quire_contract.phases import Readiness
 from quire_server.download.model_source import parse_model_source, resolve_model
 from quire_server.engine.border.messages import EngineProgress
@@ -23,7 +24,7 @@ from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine_process.startup import start_engine
 from quire_server.frontend.output_processor import CompletionDelta, OutputProcessor, PositionLogprobs
 from quire_server.offline.prompts import Prompt, PromptMapping, list_prompts, read_prompt
-from quire_server.shared.config import CacheConfig, Dtype, EngineConfig, ModelConfig, SchedulerConfig
+from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError, QuireError
 from quire_server.shared.sampling_params import SamplingParams, params_of_answer
 from quire_server.tokens.generation_defaults import read_generation_defaults

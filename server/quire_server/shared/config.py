@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from quire_contract import ports
+from quire_contract.flags.table import Dtype, SchedulingPolicy
 from quire_contract.memory.fit import DEFAULT_BLOCK_SIZE, DEFAULT_GPU_MEMORY_UTILIZATION, DEFAULT_MAX_NUM_BATCHED_TOKENS
 from quire_server.shared.errors import ConfigError
-
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-SchedulingPolicy = Literal["fcfs", "priority"]
 
 
 def _require(condition: bool, flag: str, rule: str) -> None:

@@ -131,9 +131,17 @@ def test_a_job_that_a_queue_holds_back_says_so() -> None:
 
 def test_a_job_that_may_make_no_pod() -> None:
     world = downloading()
-    refusal = WarningEvent(kind="Job", name=JOB_NAME, reason="FailedCreate", message="exceeded quota", time=1.0)
-    world.see(warnings=(refusal,))
-    assert says(world) == ("DownloadForbidden", "The download's pod is refused: exceeded quota")
+    said = 'Error creating: pods "quire-download-1-x" is forbidden: '
+    quota = "failed quota: small: must specify limits.ephemeral-storage for: download"
+    for why, reason, cure in (
+        (quota, "QuotaNeedsResources", "; set limits.ephemeral-storage in the download's resources"),
+        ("someone's webhook", "DownloadForbidden", ""),
+    ):
+        refusal = WarningEvent(kind="Job", name=JOB_NAME, reason="FailedCreate", message=said + why, time=1.0)
+        world.see(warnings=(refusal,))
+        found, message = says(world)
+        assert found == reason
+        assert message.startswith(f"The download's pod is refused: {why}{cure}")
 
 
 def test_a_volume_that_is_not_bound_is_the_reason_that_a_pod_finds_no_node() -> None:

@@ -122,7 +122,7 @@ def test_more_positions_than_the_model_has() -> None:
         (["--max-num-seqs", "4096"], {"max_num_seqs": 4096, "max_num_batched_tokens": 4096}),
         (["--dtype", "float32"], {"dtype": "float32"}),
         (["--kv-cache-memory-bytes", "1G"], {"kv_cache_memory_bytes": 1 << 30}),
-        (["-tp", "2"], {"tensor_parallel_size": 2}),
+        (["-tp", "1"], {}),
         (["--enable-prefix-caching", "--seed", "1"], {}),
     ],
 )

@@ -42,10 +42,9 @@ def test_a_cpu_has_the_cpu_image_and_no_gpu() -> None:
     assert hardware.limits == {"cpu": "2", "memory": "2Gi", "nvidia.com/gpu": "0"}
 
 
-@pytest.mark.parametrize("name", ["nvidia.com/gpu", "amd.com/gpu", "nvidia.com/mig-1g.10gb", "gpu.intel.com/i915"])
-def test_a_gpu_has_the_other_image_and_the_memory_of_the_settings(name: str) -> None:
-    hardware = resolve({"limits": {name: 2}})
-    assert (hardware.image, hardware.num_gpus, hardware.gpu_resource) == ("cuda", 2, name)
+def test_a_whole_gpu_has_the_other_image_and_the_memory_of_the_settings() -> None:
+    hardware = resolve({"limits": {"nvidia.com/gpu": 2}})
+    assert (hardware.image, hardware.num_gpus, hardware.gpu_resource) == ("cuda", 2, "nvidia.com/gpu")
     assert hardware.gpu_memory_bytes == 24 << 30
 
 
@@ -75,7 +74,12 @@ def test_a_profile_brings_everything_along() -> None:
             "spec.resources.requests[nvidia.com/gpu]",
             "must equal",
         ),
-        ({"limits": {"nvidia.com/gpu": 1, "amd.com/gpu": 1}}, "spec.resources.limits", "one kind"),
+        (
+            {"limits": {"nvidia.com/gpu": 1, "nvidia.com/mig-1g.10gb": 1}},
+            "spec.resources.limits[nvidia.com/mig-1g.10gb]",
+            "one kind",
+        ),
+        ({"limits": {"memmory": "1Gi"}}, "spec.resources.limits[memmory]", "is memory meant"),
         (
             {"limits": {"memory": "1Gi"}, "requests": {"memory": "1.5Gi"}},
             "spec.resources.requests[memory]",

@@ -16,26 +16,23 @@ def arguments(engine: dict[str, Any]) -> list[str]:
 
 def test_defaults_are_left_to_the_server() -> None:
     assert arguments({}) == [
-        *("/models/m", "--host", "0.0.0.0", "--port", "8000", "--served-model-name", "x", "y"),
-        *("--max-num-seqs", "64", "--shutdown-timeout", "120"),
+        *("/models/m", "--host=0.0.0.0", "--port=8000", "--served-model-name=x", "--served-model-name=y"),
+        *("--max-num-seqs=64", "--shutdown-timeout=120"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("engine", "flags"),
+    ("engine", "flag"),
     [
-        ({"maxModelLen": 4096}, ["--max-model-len", "4096"]),
-        ({"dtype": "float32"}, ["--dtype", "float32"]),
-        ({"kvCacheDtype": "fp8"}, ["--kv-cache-dtype", "fp8"]),
-        ({"tensorParallelSize": 4}, ["--tensor-parallel-size", "4"]),
-        ({"extraArgs": ["--seed", "7"]}, ["--seed", "7"]),
+        ({"maxModelLen": 4096}, "--max-model-len=4096"),
+        ({"dtype": "float32"}, "--dtype=float32"),
+        ({"kvCacheDtype": "fp8"}, "--kv-cache-dtype=fp8"),
+        ({"tensorParallelSize": 4}, "--tensor-parallel-size=4"),
         (
             {"speculative": {"method": "ngram", "numSpeculativeTokens": 3}},
-            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 3}'],
+            '--speculative-config={"method": "ngram", "num_speculative_tokens": 3}',
         ),
     ],
 )
-def test_what_the_manifest_sets_is_passed_on(engine: dict[str, Any], flags: list[str]) -> None:
-    shown = arguments(engine)
-    start = shown.index(flags[0])
-    assert shown[start : start + len(flags)] == flags
+def test_what_the_manifest_sets_is_passed_on(engine: dict[str, Any], flag: str) -> None:
+    assert flag in arguments(engine)

@@ -72,7 +72,7 @@ QUOTA = (
 )
 QUOTA_LINE = (
     "QuotaExceeded: exceeded quota: gpu, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, "
-    "limited: requests.nvidia.com/gpu=4"
+    "limited: requests.nvidia.com/gpu=4; lower spec.resources, free some of it, or have the quota raised"
 )
 
 

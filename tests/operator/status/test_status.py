@@ -228,16 +228,20 @@ def test_a_pod_whose_image_is_pulled() -> None:
     assert look(build_observed(pod, workload=build_workload())) == ("Pending", reason, ("False", "Pending"))
 
 
+CURE = "lower spec.resources, free some of it, or have the quota raised"
+
+
 def test_a_quota_that_stops_more_replicas_undoes_no_rollout() -> None:
     progress = build_condition("Progressing", "True", "NewReplicaSetAvailable")
     failure = build_condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: gpu")
     observed = build_observed(build_pod(ready=True), workload=build_workload(progress, failure, replicas=2))
     status = derive(observed, build_plan(replicas=2))
-    assert (status["phase"], status["reason"]) == ("Ready", "QuotaExceeded: exceeded quota: gpu")
+    assert (status["phase"], status["reason"]) == ("Ready", f"QuotaExceeded: exceeded quota: gpu; {CURE}")
     assert shown_condition(status, "RolloutComplete")[0] == "True"
     surge = build_observed(build_pod(revision="old", ready=True), workload=build_workload(failure))
     status = derive(surge)
-    assert (status["phase"], status["reason"]) == ("Updating", "RolloutBlocked: QuotaExceeded: exceeded quota: gpu")
+    reason = f"RolloutBlocked: QuotaExceeded: exceeded quota: gpu; {CURE}"
+    assert (status["phase"], status["reason"]) == ("Updating", reason)
 
 
 def test_a_quota() -> None:
@@ -246,7 +250,8 @@ def test_a_quota() -> None:
     shown = look(build_observed(workload=workload))
     assert shown == (
         "Pending",
-        "QuotaExceeded: exceeded quota: gpu, requested: pods=1, used: pods=4, limited: pods=4",
+        "QuotaExceeded: exceeded quota: gpu, requested: pods=1, used: pods=4, limited: pods=4; delete pods that nobody"
+        " needs, or have the quota raised",
         ("False", "QuotaExceeded"),
     )
 

@@ -95,6 +95,13 @@ def test_discover() -> None:
     assert found.facts.operator_namespace == "here"
 
 
+def test_openshift_is_known_by_its_api() -> None:
+    constraints = Kind(api_version="security.openshift.io/v1", kind="SecurityContextConstraints", plural="scc")
+    for kinds, expected in (((LLM_DEPLOYMENT, constraints), True), ((LLM_DEPLOYMENT,), False)):
+        found = asyncio.run(discover(Cluster(*kinds, classes=[]), "here"))  # type: ignore[arg-type]
+        assert found.facts.is_openshift is expected
+
+
 def test_discover_without_rights_and_without_the_crd() -> None:
     found = asyncio.run(discover(Cluster(classes=ForbiddenError("no")), "here"))  # type: ignore[arg-type]
     assert not found.has_crd

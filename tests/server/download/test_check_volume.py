@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_gguf import LLAMA, write_gguf
 
 from quire_contract.memory.model_shape import LayerShares
 from quire_contract.model_facts import encode_facts
@@ -16,29 +16,6 @@ from quire_server.download import facts as facts_module
 from quire_server.download.errors import DownloadError
 from quire_server.download.job import DownloadRequest, download
 from quire_server.download.progress import Meter
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<Q", len(value)) + value.encode()
-
-
-def write_gguf(path: Path, metadata: dict[str, int | float | str], shape: tuple[int, int] = (100, 64)) -> None:
-    header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(metadata))
-    for key, value in metadata.items():
-        header += text(key)
-        if isinstance(value, str):
-            header += struct.pack("<I", 8) + text(value)
-        else:
-            header += struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<If", 6, value)
-    header += text("token_embd.weight") + struct.pack("<IQQIQ", 2, shape[1], shape[0], 0, 0)
-    path.write_bytes(header + bytes(-len(header) % 32) + bytes(shape[0] * shape[1] * 4))
-
-
-LLAMA = {
-    "general.architecture": "llama", "llama.block_count": 2, "llama.embedding_length": 64,
-    "llama.feed_forward_length": 128, "llama.context_length": 512, "llama.attention.head_count": 4,
-    "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-}  # fmt: skip
 
 
 def check(volume: Path, path: str, check_path: str | None = None):

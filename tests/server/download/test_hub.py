@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_gguf import LLAMA, write_gguf
 
 from quire_contract.model_facts import decode_facts
 from quire_contract.model_uri import parse_model_uri
@@ -239,15 +240,14 @@ def test_what_is_no_model(mirror, start_job, tmp_path, files, says) -> None:
     assert says in failure.message
 
 
-def test_one_of_several_gguf_models_is_fetched_by_its_url(mirror, start_job, tmp_path) -> None:
+def test_one_of_several_gguf_models_is_fetched_by_the_name_in_the_hint(mirror, start_job, tmp_path) -> None:
     (tmp_path / "several").mkdir()
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / "several" / name).write_bytes(b"GGUF")
     mirror.serve(REPOSITORY, tmp_path / "several")
     hint = start_job(URI).failure().hint
-    assert hint.startswith(f"Name one of them in spec.model.uri, such as {mirror.url}/{REPOSITORY}/resolve/")
-    url = hint.rpartition(" ")[2].removesuffix(".")
-    job = start_job(url)
+    assert hint == f"Name one of them in spec.model.uri, such as {URI}/a.gguf."
+    job = start_job(f"{URI}/a.gguf")
     assert job.wait() == 1
     assert "a.gguf: 4 B" in job.log  # it has come, and is then found to be none
 
@@ -306,6 +306,30 @@ print(sorted(file.name for file in path.iterdir()))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     assert "model-1.safetensors" in ended.stdout
     assert "pytorch_model.bin" not in ended.stdout
+
+
+def test_one_gguf_file_of_a_repository_is_the_model(mirror, start_job, volume, model, tmp_path) -> None:
+    """Of vLLM's two ways to say it, a file's name: `organisation/name/file.gguf`."""
+    for name in ("a-Q4_K_M.gguf", "a-Q8_0.gguf"):
+        write_gguf(model / name, {**LLAMA, "general.name": name})
+    mirror.serve(REPOSITORY, model)
+    uri = f"{URI}/a-Q8_0.gguf"
+    facts = start_job(uri).facts()
+    assert facts.path == f"{parse_model_uri(uri).cache_key()}/a-Q8_0.gguf"
+    assert filecmp.cmp(model / "a-Q8_0.gguf", volume / facts.path, shallow=False)
+    assert facts.bytes == (model / "a-Q8_0.gguf").stat().st_size, "and nothing else was fetched"
+    script = f"""
+from quire_server.download.model_source import parse_model_source, resolve_model
+print(resolve_model(parse_model_source("{uri}"), lambda readiness: None))
+"""
+    environment = {**os.environ, "HF_ENDPOINT": mirror.url, "HF_HOME": str(tmp_path / "home")}
+    for offline in ("0", "1"):
+        words = [sys.executable, "-c", script]
+        environment["HF_HUB_OFFLINE"] = offline
+        ended = subprocess.run(words, capture_output=True, text=True, env=environment, check=True)
+        path = Path(ended.stdout.strip())
+        assert filecmp.cmp(model / "a-Q8_0.gguf", path, shallow=False)
+        assert sorted(file.name for file in path.parent.iterdir()) == ["a-Q8_0.gguf"]
 
 
 def test_the_volume_may_lie_below_a_link(mirror, start_job, volume, model, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from quire_server.download.errors import ModelInvalidError
-from quire_server.download.selection import choose_files, gguf_parts, model_path
+from quire_server.download.selection import address_on_hub, choose_files, gguf_parts, is_part, model_path
 from quire_server.download.source import RemoteFile
 
 PARTS = [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
@@ -50,11 +51,38 @@ def test_what_makes_none(names: list[str], says: str) -> None:
 )
 def test_of_several_models_one_can_be_named(names: list[str], cure: str) -> None:
     with pytest.raises(ModelInvalidError) as caught:
-        choose_files("m", names, "s3://m/{}".format)
+        choose_files("m", names, lambda parts: None if is_part(parts[0]) else f"s3://m/{parts[0]}")
     assert cure in caught.value.termination.hint
     with pytest.raises(ModelInvalidError) as caught:
         choose_files("m", names)
     assert "give its path" in caught.value.termination.hint
+
+
+def test_a_repository_names_a_model_in_parts_by_the_first() -> None:
+    names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "n.gguf"]
+    with pytest.raises(ModelInvalidError) as caught:
+        choose_files("a/b", names, partial(address_on_hub, "a/b"))
+    assert "spec.model.uri, such as hf://a/b/m-00001-of-00002.gguf." in caught.value.termination.hint
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        ("a-Q4_K_M.gguf", ["a-Q4_K_M.gguf"]),
+        ("Q8/m-00001-of-00003.gguf", [f"Q8/{name}" for name in PARTS]),
+        ("original/a.gguf", ["original/a.gguf"]),
+    ],
+)
+def test_a_file_that_was_chosen_is_the_model_whatever_lies_beside_it(only: str, chosen: list[str]) -> None:
+    beside = ["config.json", "m.safetensors", "a-Q4_K_M.gguf", "a-Q8_0.gguf", "original/a.gguf", "mmproj-a.gguf"]
+    assert choose_files("m", [*beside, *(f"Q8/{name}" for name in PARTS)], only=only) == chosen
+
+
+@pytest.mark.parametrize("only", ["a.gguf", f"Q8/{PARTS[1]}", "mmproj-a.gguf"])
+def test_a_file_that_is_not_there_is_answered_with_those_that_are(only: str) -> None:
+    with pytest.raises(ModelInvalidError, match=f"m has no GGUF model {only}") as caught:
+        choose_files("m", ["a-Q8_0.gguf", "mmproj-a.gguf", *(f"Q8/{name}" for name in PARTS)], only=only)
+    assert caught.value.termination.hint == f"Name one that it has: Q8/{PARTS[0]}, a-Q8_0.gguf."
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_a_model_may_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("file:///nowhere", "neither an existing file"),
         ("s3://bucket/x", "fetched into a directory first"),
         ("ftp://host/x", "not a model URI"),
-        ("hf://a/b/c", "organisation and a name"),
+        ("hf://a/b/c", "name one GGUF file"),
     ],
 )
 def test_what_no_model_is_called(model: str, match: str) -> None:

@@ -278,7 +278,7 @@ def test_a_descriptor_that_cannot_be_served_on_is_named(start: Callable[..., Ser
     [
         (("-tp", "2"), "--tensor-parallel-size 2 is not supported"),
         (("--max-mode-len", "8"), "unrecognized arguments: --max-mode-len 8"),
-        (("--num-threads", "x"), "argument --num-threads: invalid int value: 'x'"),
+        (("--num-threads", "x"), "--num-threads: 'x' is not a number"),
     ],
 )
 def test_wrong_arguments_are_status_two(start: Callable[..., Server], flags: tuple[str, ...], problem: str) -> None:

@@ -27,6 +27,7 @@ from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, annotation_of
 from quire_kube.times import parse_time
 from quire_operator.plan.actions import Action, Annotate, Apply, Delete, Verdict
+from quire_operator.plan.admission import Subject, read_refusal, strip_object
 from quire_operator.plan.cache.claim_differences import CLAIM_DIFFERS
 from quire_operator.plan.cache.download_pods import (
     DownloadFailure,
@@ -258,7 +259,9 @@ def _progress_verdict(given: _Download) -> Verdict:
     if volume.trouble is not None:
         return volume.trouble
     if not given.pods and (refusal := _refusal(observed)):
-        return Verdict(holds=False, reason="DownloadForbidden", message=f"The download's pod is refused: {refusal}")
+        known = read_refusal(refusal, Subject.DOWNLOAD)
+        message = f"The download's pod is refused: {known.detail if known else strip_object(refusal)}"
+        return Verdict(holds=False, reason=known.reason if known else "DownloadForbidden", message=message)
     message = f"{_progress_message(given)}{_noted(volume)}"
     return Verdict(holds=False, reason="Downloading", message=message)
 

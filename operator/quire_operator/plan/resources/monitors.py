@@ -8,9 +8,8 @@ from typing import Final
 
 from quire_contract import metrics, names, paths
 from quire_kube.objects import Manifest
-from quire_operator.plan.hardware import pods_per_replica
+from quire_operator.plan.hardware import CONTAINER, pods_per_replica
 from quire_operator.plan.resources.child import build_child, whole_seconds
-from quire_operator.plan.resources.pod import CONTAINER
 from quire_operator.plan.resources.render_input import RenderInput
 from quire_operator.plan.resources.services import HTTP_PORT_NAME
 from quire_operator.spec.kinds import PROMETHEUS_RULE, SERVICE_MONITOR

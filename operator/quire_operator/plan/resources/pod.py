@@ -8,7 +8,8 @@ starts never changes `revision.template_revision`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from quire_contract import environment, names, paths, ports
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.units import parse_quantity
 from quire_kube.objects import Manifest
-from quire_operator.plan.hardware import Hardware
+from quire_operator.plan.hardware import CONTAINER, Hardware
 from quire_operator.plan.resources.child import whole_seconds
 from quire_operator.plan.resources.merge import merge_strategically
 from quire_operator.plan.resources.render_input import RenderInput
@@ -26,9 +27,8 @@ from quire_operator.plan.resources.volume import HOSTNAME, affinity_to_volume, c
 from quire_operator.plan.server_arguments import server_arguments
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 
-CONTAINER: Final = names.COMPONENT_SERVER
-"""Name of the container that serves."""
 TMP: Final = "/tmp"
+_DOLLAR: Final = re.compile(r"\$(?:\((?P<name>[^)]*)\))?")
 _TERMINATION_SLACK_S: Final = 10
 """For the process to end after its last request, and for the kubelet to notice."""
 _HANG_GRACE_S: Final = 10
@@ -62,7 +62,7 @@ def build_pod_template(
             "serviceAccountName": deployment.spec.children.service_account.name or names.workload_name(deployment.name),
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": pod_security_context(),
+            "securityContext": pod_security_context(given.settings),
             "terminationGracePeriodSeconds": grace_period_s(deployment),
             "containers": [_container(given, extra_arguments, is_answering)],
             "volumes": _volumes(given),
@@ -90,6 +90,14 @@ def model_path(given: RenderInput) -> str:
 def pull_secrets(secrets: Sequence[str]) -> Manifest:
     """Return the field that names the Secrets which images are pulled with; nothing where there are none."""
     return {"imagePullSecrets": [{"name": secret} for secret in dict.fromkeys(secrets)]} if secrets else {}
+
+
+def as_literal(text: str, *, references: Collection[str] = ()) -> str:
+    """Write an argument so that a kubelet passes it on as it is: in arguments `$(NAME)` is replaced, and `$$` is a `$`.
+
+    Only `$(NAME)` of a name in `references` is left to be replaced.
+    """
+    return _DOLLAR.sub(lambda found: found[0] if found["name"] in references else found[0].replace("$", "$$"), text)
 
 
 def _placement(given: RenderInput) -> Manifest:
@@ -126,12 +134,11 @@ def _spread(given: RenderInput) -> Manifest:
 
 
 def _container(given: RenderInput, extra_arguments: Sequence[str], is_answering: bool) -> Manifest:
-    arguments = server_arguments(given.deployment, model=model_path(given), host="0.0.0.0", port=ports.SERVER_HTTP)
     container: Manifest = {
         "name": CONTAINER,
         "image": given.deployment.spec.children.image or given.hardware.image,
         "imagePullPolicy": given.settings.images.pull_policy,
-        "args": ["serve", *arguments, *extra_arguments],
+        "args": ["serve", *_arguments(given), *extra_arguments],
         "env": _env(given),
         "resources": {
             part: dict(quantities)
@@ -153,6 +160,14 @@ def _container(given: RenderInput, extra_arguments: Sequence[str], is_answering:
         if pre_stop_s:
             container["lifecycle"] = {"preStop": {"sleep": {"seconds": pre_stop_s}}}
     return container
+
+
+def _arguments(given: RenderInput) -> list[str]:
+    """Return the server's arguments. Further ones may refer to the variables that stand beside them."""
+    engine = given.deployment.spec.engine
+    ours = server_arguments(given.deployment, model=model_path(given), host="0.0.0.0", port=ports.SERVER_HTTP)
+    variables = {*engine.env, *engine.env_sources}
+    return [*map(as_literal, ours), *(as_literal(token, references=variables) for token in engine.extra_args)]
 
 
 def _probes(given: RenderInput) -> Manifest:

@@ -5,8 +5,8 @@ Two workloads with one revision have pods that serve alike, so nothing needs to 
 
 from quire_contract import names
 from quire_kube.objects import Manifest
+from quire_operator.plan.hardware import CONTAINER
 from quire_operator.plan.resources.child import digest
-from quire_operator.plan.resources.pod import CONTAINER
 from quire_operator.spec.kinds import pod_templates_of
 
 

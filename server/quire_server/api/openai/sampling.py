@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import msgspec
 
+from quire_contract.flags.table import SchedulingPolicy
 from quire_server.api.openai.schemas.requests import SWITCHES, UNSERVED, GenerationFields
 from quire_server.engine.border import validation
 from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
-from quire_server.shared.config import SchedulingPolicy
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError
 from quire_server.shared.field_values import read_texts, read_token_biases
 from quire_server.shared.sampling_params import SamplingParams

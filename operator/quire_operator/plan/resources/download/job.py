@@ -15,7 +15,7 @@ from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import digest, with_applied_hash
 from quire_operator.plan.resources.download.options import CA_FOLDER, CA_VOLUME, DownloadOptions, download_options
 from quire_operator.plan.resources.merge import merge_strategically
-from quire_operator.plan.resources.pod import TMP, pull_secrets
+from quire_operator.plan.resources.pod import TMP, as_literal, pull_secrets
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
 from quire_operator.plan.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
 from quire_operator.spec.kinds import JOB
@@ -109,7 +109,7 @@ def _pod_spec(deployment: LLMDeployment, settings: Settings, options: DownloadOp
         **account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {**pod_security_context(), **options.security_context},
+        "securityContext": {**pod_security_context(settings), **options.security_context},
         "terminationGracePeriodSeconds": _GRACE_PERIOD_S,
         **pull_secrets(options.pull_secrets),
         "containers": [_container(deployment, settings, options, is_read_only)],
@@ -126,13 +126,13 @@ def _pod_spec(deployment: LLMDeployment, settings: Settings, options: DownloadOp
 
 def _container(deployment: LLMDeployment, settings: Settings, options: DownloadOptions, is_read_only: bool) -> Manifest:
     model = deployment.spec.model
-    revision = ["--revision", model.revision] if model.revision is not None else []
+    revision = [f"--revision={model.revision}"] if model.revision is not None else []
     where = ["--directory", paths.MODELS_MOUNT, "--progress-port", str(ports.DOWNLOAD_PROGRESS)]
     container: Manifest = {
         "name": CONTAINER,
         "image": settings.images.download or settings.images.server_cpu,
         "imagePullPolicy": settings.images.pull_policy,
-        "args": ["download", model.uri, *revision, *where],
+        "args": ["download", *map(as_literal, (model.uri, *revision)), *where],
         "env": _env(deployment, settings, options),
         "ports": [{"name": "progress", "containerPort": ports.DOWNLOAD_PROGRESS, "protocol": "TCP"}],
         "resources": options.resources,

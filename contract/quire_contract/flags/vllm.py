@@ -1,4 +1,4 @@
-"""vLLM's flags that this server has no use for, so that a manifest written for vLLM starts, or says why it does not.
+"""vLLM's flags that the server has no use for, so that a manifest written for vLLM starts, or says why it does not.
 
 Three kinds: flags without effect here (silently fine), flags that vLLM itself has dropped (a warning), and flags that
 ask for something this server does not do (refused by name, unless they carry their neutral value).
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from quire_server.shared.errors import ConfigError
+from quire_contract.flags.errors import FlagError, UnservedFlagError
 
 
 class Fate(Enum):
@@ -97,7 +97,8 @@ COMPAT_FLAGS: Final[dict[str, CompatFlag]] = {
         Fate.UNSERVED,
         "enable-lora fully-sharded-loras enable-auto-tool-choice enable-expert-parallel enable-sleep-mode headless grpc"
         " trust-request-chat-template enable-server-load-tracking return-tokens-as-token-ids enable-ssl-refresh"
-        " enable-tokenizer-info-endpoint allow-credentials enable-prompt-embeds enable-mfu-metrics kv-cache-metrics",
+        " enable-tokenizer-info-endpoint allow-credentials enable-prompt-embeds enable-mfu-metrics kv-cache-metrics"
+        " skip-tokenizer-init",
         is_switch=True,
     ),
 }  # fmt: skip
@@ -114,6 +115,14 @@ SHORT_NAMES: Final = {
 }
 
 
+def with_dashes(token: str) -> str:
+    """Return an argument with the dashes that its flag's name may have as underscores."""
+    if not token.startswith("--"):
+        return token
+    name, separator, value = token.partition("=")
+    return name.replace("_", "-") + separator + value
+
+
 def canonical_name(token: str) -> str:
     """Return a flag's name with dashes and without its value; dotted fields of a nested flag are left out."""
     return token.partition("=")[0].removeprefix("--").partition(".")[0].replace("_", "-")
@@ -123,7 +132,7 @@ def take_compat_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments without vLLM's other flags, and a warning for each dropped one that was there.
 
     Raises:
-        ConfigError: a flag asks for something that this server does not do.
+        FlagError: a flag asks for something that this server does not do, or lacks its value.
     """
     kept: list[str] = []
     warnings: list[str] = []
@@ -140,7 +149,7 @@ def take_compat_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         if flag.fate is Fate.DROPPED:
             warnings.append(f"--{name} {flag.fate.value}. {flag.note}".rstrip())
         elif flag.fate is Fate.UNSERVED and not is_negated and not _is_neutral(flag, value):
-            raise ConfigError(_refusal(name, flag, value), stage="Starting")
+            raise UnservedFlagError(_refusal(name, flag, value))
     return kept, warnings
 
 
@@ -165,7 +174,7 @@ def _value_of(name: str, token: str, following: deque[str]) -> str:
     if separator:
         return value
     if not following or following[0].startswith("--"):
-        raise ConfigError(f"--{name} needs a value.", stage="Starting")
+        raise FlagError(f"--{name} needs a value")
     return following.popleft()
 
 
@@ -176,5 +185,5 @@ def _is_neutral(flag: CompatFlag, value: str | None) -> bool:
 def _refusal(name: str, flag: CompatFlag, value: str | None) -> str:
     shown = f"--{name}" if value is None else f"--{name} {value}"
     neutral = ", ".join(repr(text) for text in flag.neutral if text not in ("", "none", "null"))
-    hint = f" Leave it out, or give {neutral}." if neutral else " Leave it out."
-    return f"{shown} {flag.fate.value}.{hint}"
+    cure = f"leave it out, or give {neutral}" if neutral else "leave it out"
+    return f"{shown} {flag.fate.value}; {cure}"
