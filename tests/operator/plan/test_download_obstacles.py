@@ -5,7 +5,11 @@ import pytest
 from quire_kube.objects import Manifest
 from quire_kube.times import parse_time
 from quire_operator.plan.cache.download_pods import find_obstacle
+from quire_operator.spec.llm_deployment import LLMDeployment
 
+DEPLOYMENT = LLMDeployment.from_manifest(
+    {"metadata": {"name": "m"}, "spec": {"model": {"uri": "hf://a/b"}, "resources": {"limits": {"cpu": "1"}}}}
+)
 SINCE = "2026-01-31T12:00:00Z"
 AT = parse_time(SINCE) or 0.0
 NO_ROOM = "0/1 nodes are available: 1 Insufficient cpu."
@@ -28,5 +32,5 @@ def _waiting(message: str) -> Manifest:
     ],
 )
 def test_what_keeps_a_download_from_its_node(message: str, age_s: float, reason: str | None) -> None:
-    found = find_obstacle((_waiting(message),), AT + age_s)
+    found = find_obstacle((_waiting(message),), DEPLOYMENT, AT + age_s)
     assert (None if found is None else found.reason) == reason
