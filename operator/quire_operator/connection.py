@@ -13,6 +13,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import kopf
 
+from quire_contract.nesting import bounded_nesting
+
 
 class ConnectionSettingsError(Exception):
     """Nothing usable says where the API server is."""
@@ -30,7 +32,8 @@ def load_connection() -> kopf.ConnectionInfo:
         found = None if is_explicit else kopf.login_with_service_account(settings=settings)
         if found is not None:
             return _by_address(found)
-        found = kopf.login_with_kubeconfig(settings=settings)
+        with bounded_nesting():
+            found = kopf.login_with_kubeconfig(settings=settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectionSettingsError(f"the kubeconfig cannot be read: {error!r}") from error
     if found is None:

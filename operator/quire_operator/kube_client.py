@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from quire_contract.names import FIELD_MANAGER
+from quire_contract.nesting import bounded_nesting
 from quire_operator.kube import ConflictError, Kube, KubeError, Manifests, NotFoundError, UnreachableError, error_from
 from quire_operator.objects import Kind, Manifest, Ref, ref_of
 
@@ -264,6 +265,7 @@ class _Access:
 def _decode(body: bytes) -> Any:
     """Read JSON; None where it is something else, such as a proxy's page."""
     try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        with bounded_nesting():
+            return msgspec.json.decode(body)
+    except ValueError:
         return None

@@ -60,7 +60,8 @@ def test_the_kubeconfigs_own_proxy_comes_first(kubeconfig: Path, monkeypatch: py
     assert load_connection().proxy_url == "http://own.example:8080"
 
 
-def test_a_kubeconfig_that_cannot_be_read_is_told(kubeconfig: Path) -> None:
-    kubeconfig.write_text("clusters: 5")
+@pytest.mark.parametrize("text", ["clusters: 5", "clusters: " + "[" * 1100 + "]" * 1100])
+def test_a_kubeconfig_that_cannot_be_read_is_told(kubeconfig: Path, text: str) -> None:
+    kubeconfig.write_text(text)
     with pytest.raises(ConnectionSettingsError, match="kubeconfig cannot be read"):
         load_connection()

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from quire_server.api.json_pieces import encode_in_pieces
 from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
 from quire_server.shared.errors import AuthenticationError, InvalidRequestError, QuireError
 
@@ -46,7 +47,7 @@ def _location(names: list[str]) -> str:
 
 def json_response(content: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Encode a struct as the body of a response."""
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+    return Response(encode_in_pieces(content), status, headers, media_type="application/json")
 
 
 def error_response(error: QuireError) -> Response:

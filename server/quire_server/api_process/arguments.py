@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from quire_contract import paths, ports, units
+from quire_contract.nesting import bounded_nesting
 from quire_contract.units import UnitError
 from quire_server.api_process.arguments_compat import canonical_name, take_compat_flags
 from quire_server.download.model_source import ModelSource, parse_model_source
@@ -63,8 +64,9 @@ def parse_list(text: str) -> list[str]:
     if not text.startswith("["):
         return [text]
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        with bounded_nesting():
+            values = json.loads(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list: {error}") from None
     return [str(value) for value in values]
 
@@ -183,7 +185,8 @@ def _read_config_file(file: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with bounded_nesting():
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--config: {file}: cannot be read: {error}", stage="Starting") from error
     if not isinstance(values, dict):

@@ -18,6 +18,7 @@ import jinja2.parser
 import jinja2.sandbox
 import jinja2.utils
 
+from quire_contract.nesting import bounded_nesting
 from quire_server.shared.errors import InvalidRequestError
 
 Message = Mapping[str, Any]
@@ -192,8 +193,9 @@ def _prepare_tool_call(call: Any) -> Any:
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except json.JSONDecodeError as error:
+        with bounded_nesting():
+            arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
         message = f"The arguments of a tool call are not JSON: {error}."
         raise InvalidRequestError(message, param="messages") from error
     return {**call, "function": {**function, "arguments": arguments}}

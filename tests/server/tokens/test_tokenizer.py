@@ -132,10 +132,11 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     assert "--tokenizer" in caught.value.termination.hint
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_broken_file_is_named(byte_level_dir: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("text", ['{"cut": ', "[" * 1100 + "]" * 1100])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_broken_file_is_named(byte_level_dir: Path, tmp_path: Path, name: str, text: str) -> None:
     shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
-    (tmp_path / name).write_text('{"cut": ')
+    (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         load_tokenizer(tmp_path)
 

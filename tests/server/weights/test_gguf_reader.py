@@ -112,3 +112,14 @@ def test_an_unreadable_tensor_is_named(file: Path, fields: dict[str, Any], messa
     info = GgufTensorInfo(**({"name": "a.weight", "shape": (3, 4), "offset": 0} | fields))
     with pytest.raises(CheckpointError, match=message):
         tensor_bytes(read_gguf(file), info)
+
+
+def test_arrays_in_arrays_are_bounded(file: Path) -> None:
+    with file.open("r+b") as stream:
+        data = stream.read()
+    array_of_one_array = struct.pack("<IQ", 9, 1)
+    entry = struct.pack("<Q", 4) + b"deep" + struct.pack("<I", 9) + array_of_one_array * 1100 + struct.pack("<IQ", 4, 0)
+    num_tensors, num_entries = struct.unpack_from("<QQ", data, 8)
+    file.write_bytes(data[:8] + struct.pack("<QQ", num_tensors, num_entries + 1) + entry + data[24:])
+    with pytest.raises(CheckpointError, match="nested more than 16 deep"):
+        read_gguf(file)

@@ -154,3 +154,21 @@ def test_a_changed_order_of_keys_does_not_matter(directory: Path, monkeypatch: p
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
     stored = read_header(file)
     assert torch.equal(read_tensor(stored["a.weight"]), TENSORS["a.weight"])
+
+
+NESTED = "[" * 1100 + "]" * 1100
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_deeply_nested_config_is_named(directory: Path, name: str) -> None:
+    (directory / name).write_text(f'{{"x": {NESTED}}}')
+    with pytest.raises(CheckpointError, match=f"{name}.*nested too deeply"):
+        _ = SafetensorsCheckpoint(directory).generation_config
+
+
+def test_a_deeply_nested_header_is_named(tmp_path: Path) -> None:
+    header = f'{{"__metadata__": {NESTED}}}'.encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*nested too deeply"):
+        read_header(file)

@@ -84,7 +84,12 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
         template_kwargs=template_kwargs,
     )
     # The template writes the special tokens itself.
-    token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))
+    token_ids = await frontend.encode(
+        text,
+        add_special_tokens=bool(request.add_special_tokens),
+        is_cut=request.truncate_prompt_tokens is not None,
+        param="messages",
+    )
     token_ids = truncate_prompt(token_ids, request, limits)
     check_prompt(token_ids, limits, "messages")
     max_tokens = fit_max_tokens(

@@ -1,7 +1,9 @@
 """POST /v1/completions."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -44,7 +46,7 @@ async def create_completion(http_request: Request) -> Response:
     request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
-    sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
+    sources = await _build_sources(frontend, request)
     generation_request = build_generation_request(request, head.id, [source.prompt for source in sources])
     choice_to_source = [sources[index] for index in generation_request.choice_to_prompt]
     choices = _ChoiceBuilder(request, choice_to_source, frontend.tokenizer)
@@ -63,13 +65,12 @@ def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[str 
         return [prompt]
     if not prompt:
         raise InvalidRequestError("`prompt` must not be empty.", param="prompt")
-    token_ids = [item for item in prompt if isinstance(item, int)]
-    if len(token_ids) == len(prompt):
-        return [token_ids]
-    prompts = [item for item in prompt if not isinstance(item, int)]
-    if token_ids or len({type(item) for item in prompts}) > 1:
+    kinds = set(map(type, prompt))
+    if len(kinds) > 1:
         raise InvalidRequestError("`prompt` must not mix texts and token ids.", param="prompt")
-    return prompts
+    if kinds == {int}:
+        return [cast("list[int]", prompt)]
+    return cast("list[str | list[int]]", prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +82,24 @@ class _Source:
     """What `echo` puts before the answer."""
 
 
+async def _build_sources(frontend: Frontend, request: CompletionRequest) -> list[_Source]:
+    sources: list[_Source] = []
+    for text in split_prompts(request.prompt):
+        if sources:
+            await asyncio.sleep(0)  # many short prompts are a long one
+        sources.append(await _build_source(frontend, request, text))
+    return sources
+
+
 async def _build_source(frontend: Frontend, request: CompletionRequest, text: str | list[int]) -> _Source:
     limits = ModelLimits.of(frontend)
     defaults = SamplingDefaults(**frontend.generation_defaults)
     if isinstance(text, str):
-        whole = await frontend.encode(text, add_special_tokens=request.add_special_tokens is not False)
+        whole = await frontend.encode(
+            text,
+            add_special_tokens=request.add_special_tokens is not False,
+            is_cut=request.truncate_prompt_tokens is not None,
+        )
     else:
         whole = text
     token_ids = truncate_prompt(whole, request, limits)
@@ -111,7 +125,7 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
     )
     echo = text if isinstance(text, str) and token_ids is whole else ""
     if request.echo and not echo:
-        echo = frontend.tokenizer.decode(token_ids, sampling_params.skip_special_tokens)
+        echo = await frontend.decode(token_ids, skip_special_tokens=sampling_params.skip_special_tokens)
     prompt = Prompt(token_ids=token_ids, sampling_params=sampling_params)
     return _Source(prompt=prompt, echo=echo if request.echo else "")
 

@@ -25,21 +25,22 @@ async def tokenize(request: Request) -> Response:
     body = await decode_body(request, _tokenize_decoder, frontend.config.max_request_body_bytes)
     resolve_model(frontend, body.model)
     token_ids = await _encode(frontend, body)
-    return json_response(
-        TokenizeResponse(
-            count=len(token_ids),
-            max_model_len=frontend.max_model_len,
-            tokens=token_ids,
-            token_strs=[frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None,
+
+    def answer() -> Response:
+        texts = [frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None
+        max_model_len = frontend.max_model_len
+        return json_response(
+            TokenizeResponse(count=len(token_ids), max_model_len=max_model_len, tokens=token_ids, token_strs=texts)
         )
-    )
+
+    return await frontend.lanes.run(len(token_ids), answer)
 
 
 async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give exactly one of `prompt` and `messages`.", param="prompt")
     if body.prompt is not None:
-        return await frontend.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return await frontend.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False, is_cut=True)
     assert body.messages is not None
     text = await render_conversation(
         frontend,
@@ -48,7 +49,7 @@ async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
         continue_final_message=body.continue_final_message,
         template_kwargs=body.chat_template_kwargs,
     )
-    return await frontend.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    return await frontend.encode(text, add_special_tokens=bool(body.add_special_tokens), is_cut=True, param="messages")
 
 
 async def detokenize(request: Request) -> Response:
@@ -57,4 +58,4 @@ async def detokenize(request: Request) -> Response:
     body = await decode_body(request, _detokenize_decoder, frontend.config.max_request_body_bytes)
     resolve_model(frontend, body.model)
     check_token_ids(body.tokens, ModelLimits.of(frontend), "tokens")
-    return json_response(DetokenizeResponse(prompt=frontend.tokenizer.decode(body.tokens, skip_special_tokens=False)))
+    return json_response(DetokenizeResponse(prompt=await frontend.decode(body.tokens, skip_special_tokens=False)))
