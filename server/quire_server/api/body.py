@@ -51,10 +51,15 @@ def _without_collections() -> Iterator[None]:
             gc.enable()
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+def declared_bytes(request: Request) -> int | None:
+    """Return how long the client says its body is; None where it does not say."""
     declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isascii() and declared.isdigit() else None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     chunks: list[bytes] = []
-    size = int(declared) if declared.isascii() and declared.isdigit() else 0
+    size = declared_bytes(request) or 0
     if size <= max_bytes:
         size = 0
         async for chunk in request.stream():

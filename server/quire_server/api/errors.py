@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from quire_server.api.json_pieces import encode_in_pieces
 from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
+from quire_server.api.sse import ClientDisconnectedError
 from quire_server.shared.errors import AuthenticationError, InvalidRequestError, QuireError
 
 CLIENT_CLOSED_REQUEST: Final = 499
@@ -83,7 +84,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)  # it left while sending its body
+    return Response(status_code=CLIENT_CLOSED_REQUEST)  # it left before the answer was begun
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -96,5 +97,6 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitab
     msgspec.DecodeError: _on_decode_error,
     HTTPException: _on_http_exception,
     ClientDisconnect: _on_client_disconnect,
+    ClientDisconnectedError: _on_client_disconnect,
     Exception: _on_bug,
 }

@@ -33,6 +33,11 @@ class TextLanes:
         self._long = _Lane("long-texts", num_threads, max_waiting)
         self._very_long = _Lane("very-long-texts", 1, max_waiting)
 
+    @property
+    def num_waiting(self) -> int:
+        """How many works are waited for, those that are being done included."""
+        return self._long.num_open + self._very_long.num_open
+
     async def run(self, num_chars: int, work: Callable[[], T]) -> T:
         """Return what `work` does about so many characters.
 
@@ -50,13 +55,13 @@ class _Lane:
     def __init__(self, name: str, num_threads: int, max_waiting: int) -> None:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._max_open = num_threads + max_waiting
-        self._num_open = 0
+        self.num_open = 0
 
     async def run(self, work: Callable[[], T]) -> T:
-        if self._num_open >= self._max_open:
+        if self.num_open >= self._max_open:
             raise QueueFullError("Too many long texts wait to be read; try again later.", _RETRY_AFTER_S)
-        self._num_open += 1
+        self.num_open += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
-            self._num_open -= 1
+            self.num_open -= 1

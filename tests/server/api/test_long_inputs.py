@@ -7,6 +7,7 @@ import threading
 import msgspec
 import pytest
 
+from quire_server.api.errors import json_response
 from quire_server.api.json_pieces import PIECE, encode_in_pieces
 from quire_server.api.json_weight import is_too_heavy
 from quire_server.frontend.text_lanes import LONG_CHARS, VERY_LONG_CHARS
@@ -114,6 +115,36 @@ async def test_many_short_prompts_let_others_have_their_turn(world):
     assert turns - before >= 49
     task.cancel()
     assert len((await answer).json()["choices"]) == 50
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
+async def test_who_leaves_while_long_texts_wait_leaves_no_work_behind(world, encoded, path):
+    go = threading.Event()
+    blocker = asyncio.ensure_future(world.frontend.lanes.run(VERY_LONG_CHARS, go.wait))
+    body = {"prompt": "a" * VERY_LONG_CHARS} | ({"truncate_prompt_tokens": 3} if path != "/tokenize" else {})
+    exchange = world.exchange(path, body)
+    while world.frontend.lanes.num_waiting < 2:
+        await asyncio.sleep(0)
+    await exchange.hang_up()
+    assert (await exchange.next_message())["status"] == 499
+    go.set()
+    await blocker
+    assert await world.frontend.lanes.run(VERY_LONG_CHARS, lambda: "next") == "next"
+    assert encoded == []
+
+
+async def test_a_long_answer_is_shaped_in_a_thread(world, monkeypatch):
+    threads = []
+    monkeypatch.setattr(
+        "quire_server.api.answering.json_response",
+        lambda content: threads.append(threading.current_thread()) or json_response(content),
+    )
+    world.engine.answer("x")
+    for prompt in ("a", [7] * 200):
+        assert (await world.complete(prompt=prompt, n=1)).status_code == 200
+    long = await world.complete(prompt=[[7] * 200] * 3)
+    assert [choice["text"] for choice in long.json()["choices"]] == ["x"] * 3
+    assert [thread is threading.current_thread() for thread in threads] == [True, True, False]
 
 
 @pytest.mark.parametrize(

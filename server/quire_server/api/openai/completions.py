@@ -1,7 +1,7 @@
 """POST /v1/completions."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.answering import answer_stream, answer_whole
+from quire_server.api.answering import answer_stream, answer_whole, prepare
 from quire_server.api.body import decode_body
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
@@ -46,13 +46,13 @@ async def create_completion(http_request: Request) -> Response:
     request = await decode_body(http_request, _decoder, frontend.config.max_request_body_bytes)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
-    sources = await _build_sources(frontend, request)
+    sources = await prepare(http_request, _build_sources(frontend, request))
     generation_request = build_generation_request(request, head.id, [source.prompt for source in sources])
     choice_to_source = [sources[index] for index in generation_request.choice_to_prompt]
     choices = _ChoiceBuilder(request, choice_to_source, frontend.tokenizer)
     generation = await Generation.start(frontend, generation_request)
     if not request.stream:
-        return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
+        return await answer_whole(http_request, generation, _read_whole(head, choices, generation))
     usage = UsageOptions.of(frontend.config, request)
     return answer_stream(generation, _CompletionWriter(head, generation, usage, choices))
 
@@ -185,10 +185,14 @@ class _ChoiceBuilder:
         return built if built.tokens else None
 
 
-async def _build_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Completion:
+async def _read_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Callable[[], Completion]:
     answers = await generation.collect()
-    built = [choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)]
-    return _build_completion(head, built, build_usage(generation), head.system_fingerprint)
+
+    def build() -> Completion:
+        built = [choices.build(index, answer, answer.prompt_logprobs) for index, answer in enumerate(answers)]
+        return _build_completion(head, built, build_usage(generation), head.system_fingerprint)
+
+    return build
 
 
 def _build_completion(

@@ -4,6 +4,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire_server.api.answering import prepare
 from quire_server.api.body import decode_body
 from quire_server.api.errors import json_response
 from quire_server.api.openai.conversation import render_conversation
@@ -24,7 +25,7 @@ async def tokenize(request: Request) -> Response:
     frontend = get_frontend(request)
     body = await decode_body(request, _tokenize_decoder, frontend.config.max_request_body_bytes)
     resolve_model(frontend, body.model)
-    token_ids = await _encode(frontend, body)
+    token_ids = await prepare(request, _encode(frontend, body))
 
     def answer() -> Response:
         texts = [frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None
