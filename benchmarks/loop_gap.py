@@ -63,6 +63,13 @@ def build_cases() -> list[Case]:
         Case(what="chat of 1 MB, cut", path=conversation, build=chat(text(MB), 1, truncate_prompt_tokens=16)),
         Case(what="chat of 40,000 messages", path=conversation, build=chat("a", 40_000)),
         Case(what="2,000 short prompts", path=completions, build=body(prompt=["a b c d"] * 2000)),
+        Case(what="100,000 stop strings", path=completions, build=body(prompt="a", stop=["abcd"] * 100_000)),
+        Case(what="1,000 stop strings", path=completions, build=body(prompt="a", stop=["zyx"] * 1000, max_tokens=8)),
+        Case(
+            what="logit_bias of 45,000 tokens",
+            path=completions,
+            build=body(prompt="a", logit_bias={str(token_id): 1.5 for token_id in range(45_000)}),
+        ),
         Case(what="tokenize 1 MB", path="/tokenize", build=tokenize(text(MB))),
         Case(what="detokenize 300,000 ids", path="/detokenize", build=lambda: detokenize(300_000)),
         Case(what="JSON: text of 15 MB", path=completions, build=body(prompt=text(15 * MB))),

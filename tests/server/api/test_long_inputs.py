@@ -97,6 +97,11 @@ async def test_long_conversations_are_rendered_in_threads(world, monkeypatch, me
     assert [thread.name.partition("_")[0] for thread in threads] == ["long-texts"]
 
 
+@pytest.mark.parametrize("stop", [["a"] * 1025, ["a" * 8193, "b" * 8192]])
+async def test_stop_strings_are_bounded(world, check_error, stop):
+    assert "at most 1024 strings" in check_error(await world.complete(stop=stop), 400, param="stop")
+
+
 async def test_many_short_prompts_let_others_have_their_turn(world):
     world.engine.answer("x")
     turns = 0
