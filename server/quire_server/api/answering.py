@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.body import declared_bytes
-from quire_server.api.errors import CLIENT_CLOSED_REQUEST, json_response
+from quire_server.api.errors import CLIENT_CLOSED_REQUEST, json_response, long_json_response
 from quire_server.api.sse import ClientDisconnectedError, EventStream, run_until_disconnect
 from quire_server.frontend.output_processor import CompletionDelta
 from quire_server.frontend.text_lanes import LONG_CHARS
@@ -72,7 +72,7 @@ async def answer_whole(
     counts = generation.count_tokens()
     if counts.num_prompt_tokens + counts.num_output_tokens < LONG_ANSWER_TOKENS:
         return json_response(build())
-    return await asyncio.to_thread(lambda: json_response(build()))
+    return await asyncio.to_thread(lambda: long_json_response(build()))
 
 
 async def _write_events(generation: Generation, writer: EventWriter) -> AsyncGenerator[bytes, None]:

@@ -48,7 +48,12 @@ def _location(names: list[str]) -> str:
 
 def json_response(content: msgspec.Struct, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Encode a struct as the body of a response."""
-    return Response(encode_in_pieces(content), status, headers, media_type="application/json")
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def long_json_response(content: msgspec.Struct) -> Response:
+    """Encode a struct that may be long, in a thread that lets others run."""
+    return Response(encode_in_pieces(content), media_type="application/json")
 
 
 def error_response(error: QuireError) -> Response:

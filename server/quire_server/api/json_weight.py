@@ -12,7 +12,7 @@ from quire_server.shared.errors import PayloadTooLargeError
 
 _SMALL_BYTES: Final = 8 * 1024
 """A body too small to hold anything that takes long; most are."""
-_LONG_BYTES: Final = 64 * 1024
+LONG_BYTES: Final = 64 * 1024
 """From here on counting, too, is done in a thread."""
 _BUDGET_NS: Final = 50_000_000
 """What a body may cost, whatever bytes are allowed."""
@@ -41,7 +41,7 @@ async def check_weight(body: bytes, max_bytes: int) -> None:
     if len(body) < _SMALL_BYTES:
         return
     budget_ns = max(_BUDGET_NS, max_bytes * _NS_PER_ALLOWED_BYTE)
-    is_long = len(body) >= _LONG_BYTES
+    is_long = len(body) >= LONG_BYTES
     if await asyncio.to_thread(is_too_heavy, body, budget_ns) if is_long else is_too_heavy(body, budget_ns):
         raise PayloadTooLargeError(
             "The body holds more values than can be read without holding up other requests. Split it, or start the "

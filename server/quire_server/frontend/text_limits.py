@@ -40,10 +40,9 @@ class TextLimits:
         """Refuse a hopeless text. Raises ContextLengthError."""
         if len(text) * 4 <= self.max_bytes:  # no character has more bytes
             return
-        num_bytes = len(text.encode(errors="surrogatepass"))
-        if num_bytes > self.max_bytes:
+        if len(text) > self.max_bytes or len(text.encode(errors="surrogatepass")) > self.max_bytes:
             raise ContextLengthError(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, your {param} has "
-                f"{num_bytes} bytes, and no more than {self.max_bytes} could ever be taken. Please reduce its length.",
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your {param} has more "
+                f"than {self.max_bytes} bytes, which is more than could ever be taken. Please reduce its length.",
                 param=param,
             )

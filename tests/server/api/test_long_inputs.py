@@ -7,7 +7,8 @@ import threading
 import msgspec
 import pytest
 
-from quire_server.api.errors import json_response
+from quire_server.api import answering
+from quire_server.api.errors import long_json_response
 from quire_server.api.json_pieces import PIECE, encode_in_pieces
 from quire_server.api.json_weight import is_too_heavy
 from quire_server.frontend.text_lanes import LONG_CHARS, VERY_LONG_CHARS
@@ -141,15 +142,16 @@ async def test_who_leaves_while_long_texts_wait_leaves_no_work_behind(world, enc
 async def test_a_long_answer_is_shaped_in_a_thread(world, monkeypatch):
     threads = []
     monkeypatch.setattr(
-        "quire_server.api.answering.json_response",
-        lambda content: threads.append(threading.current_thread()) or json_response(content),
+        answering,
+        "long_json_response",
+        lambda content: threads.append(threading.current_thread()) or long_json_response(content),
     )
     world.engine.answer("x")
     for prompt in ("a", [7] * 200):
         assert (await world.complete(prompt=prompt, n=1)).status_code == 200
     long = await world.complete(prompt=[[7] * 200] * 3)
     assert [choice["text"] for choice in long.json()["choices"]] == ["x"] * 3
-    assert [thread is threading.current_thread() for thread in threads] == [True, True, False]
+    assert [thread is threading.current_thread() for thread in threads] == [False]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from quire_server.api.answering import prepare
 from quire_server.api.body import decode_body
-from quire_server.api.errors import json_response
+from quire_server.api.errors import json_response, long_json_response
 from quire_server.api.openai.conversation import render_conversation
 from quire_server.api.openai.models import resolve_model
 from quire_server.api.openai.sampling import ModelLimits, check_token_ids
@@ -30,7 +30,7 @@ async def tokenize(request: Request) -> Response:
     def answer() -> Response:
         texts = [frontend.tokenizer.token_text(id_) for id_ in token_ids] if body.return_token_strs else None
         max_model_len = frontend.max_model_len
-        return json_response(
+        return long_json_response(
             TokenizeResponse(count=len(token_ids), max_model_len=max_model_len, tokens=token_ids, token_strs=texts)
         )
 
