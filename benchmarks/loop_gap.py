@@ -22,7 +22,7 @@ from server import RunningServer, serving, wait_ready
 
 MB = 1_000_000
 PING_EVERY_S = 0.001
-GIVEN_UP_S = 60.0
+GIVEN_UP_S = 30.0
 """A freeze this long is written down as if it ended there."""
 PACKAGES = ("operator", "gateway", "server", "kernels", "contract", "cli")
 WORDS = "The quick brown fox jumps over 13 lazy dogs, and then some more. "

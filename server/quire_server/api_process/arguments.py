@@ -65,10 +65,9 @@ def parse_list(text: str) -> list[str]:
         return [text]
     try:
         with bounded_nesting():
-            values = json.loads(text)
+            return [str(value) for value in json.loads(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list: {error}") from None
-    return [str(value) for value in values]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +120,7 @@ def _add_server_flags(group: Any) -> None:
     group.add_argument("--fd", type=int, help="inherited listening socket to serve on, instead of --host and --port")
     group.add_argument("--api-key", nargs="+", action="extend", help="keys clients must present; or $QUIRE_API_KEY")
     group.add_argument("--allowed-origins", type=parse_list, nargs="+", action="extend", help="for browsers (CORS)")
-    group.add_argument("--max-request-body-bytes", type=parse_size, help="larger bodies are refused")
+    group.add_argument("--max-request-body-bytes", type=parse_size, help="larger bodies are refused (16M)")
     group.add_argument("--response-role", help="role of answers")
     group.add_argument("--enable-request-id-headers", action=switch, help="put X-Request-Id on responses")
     group.add_argument("--enable-force-include-usage", action=switch, help="every stream ends with its usage")

@@ -12,6 +12,7 @@ from quire_server.api_process.arguments import (
     ServeArguments,
     add_arguments,
     build_serve_arguments,
+    parse_list,
     parse_size,
     rewrite_arguments,
 )
@@ -304,3 +305,12 @@ def test_the_model_names_itself(model: str) -> None:
     assert arguments.config.engine.model.served_model_names == (model,)
     assert arguments.config.engine.model.path == Path(model)
     assert arguments.source.path == Path(model)
+
+
+def test_deep_nesting_is_a_fault_of_the_flag(model: str, tmp_path: Path) -> None:
+    nested = "[" * 1100 + "]" * 1100
+    (tmp_path / "c.yaml").write_text(f"seed: {nested}")
+    with pytest.raises(ConfigError, match=r"--config.*nested too deeply"):
+        parse(model, "--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(argparse.ArgumentTypeError, match="nested too deeply"):
+        parse_list(nested)
