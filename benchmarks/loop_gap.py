@@ -149,6 +149,7 @@ def measure(provider: str, checkout: Path | None, model: str, repeats: int) -> l
         wait_ready(server)
         cases = build_cases()
         for case in cases:
+            wait_ready(server, timeout_s=1800.0)  # again: a freeze that was given up is not the next case's
             times = 1 if case is cases[-1] else repeats
             gaps = [1e3 * worst_gap(server, case) for _ in range(times)]
             rows.append(row(case.what, provider, "ms", gaps, model=Path(model).name))
