@@ -8,7 +8,7 @@ from quire_contract.model_facts import decode_facts
 from quire_contract.nesting import MAX_DEPTH, NestingError, bounded_nesting, check_depth
 from quire_contract.termination import decode_termination
 
-DEEP = "[" * 1100 + "]" * 1100
+DEEP = "[" * 100_000 + "]" * 100_000
 
 
 def test_a_decoders_recursion_error_is_a_fault_of_the_text() -> None:

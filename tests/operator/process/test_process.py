@@ -188,7 +188,7 @@ def test_settings_file_is_read_again_and_a_bad_one_is_not_taken(tmp_path: Path) 
     [
         ("images: {server: x}\n", "server"),
         ("namespaces: " + "[" * 300 + "]" * 300, "nested too deeply"),
-        ("namespaces: " + "[" * 1100 + "]" * 1100, "nested too deeply"),
+        ("namespaces: " + "[" * 100_000 + "]" * 100_000, "nested too deeply"),
     ],
 )
 def test_bad_settings_at_the_start_are_an_error(tmp_path: Path, text: str, named: str) -> None:

@@ -88,7 +88,7 @@ def test_readiness_is_read_from_503_too() -> None:
         (500, b'{"phase":"Ready"}'),
         (200, b"<html>"),
         (200, b'{"phase":"New"}'),
-        (200, b'{"phase":"Ready","x":' + b"[" * 1100 + b"]" * 1100 + b"}"),
+        (200, b'{"phase":"Ready","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
         (200, b'{"phase":"Ready","message":"\xff"}'),
     ],
 )

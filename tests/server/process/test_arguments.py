@@ -308,7 +308,7 @@ def test_the_model_names_itself(model: str) -> None:
 
 
 def test_deep_nesting_is_a_fault_of_the_flag(model: str, tmp_path: Path) -> None:
-    nested = "[" * 1100 + "]" * 1100
+    nested = "[" * 100_000 + "]" * 100_000
     (tmp_path / "c.yaml").write_text(f"seed: {nested}")
     with pytest.raises(ConfigError, match=r"--config.*nested too deeply"):
         parse(model, "--config", str(tmp_path / "c.yaml"))

@@ -134,7 +134,7 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     assert "--tokenizer" in caught.value.termination.hint
 
 
-@pytest.mark.parametrize("text", ['{"cut": ', "[" * 1100 + "]" * 1100])
+@pytest.mark.parametrize("text", ['{"cut": ', "[" * 100_000 + "]" * 100_000])
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 def test_a_broken_file_is_named(byte_level_dir: Path, tmp_path: Path, name: str, text: str) -> None:
     shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
