@@ -45,7 +45,11 @@ def serving(arguments: Sequence[str], *, python: str = sys.executable) -> Iterat
         yield RunningServer(host=host, port=port, pid=process.pid, started=started)
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # frozen
+            process.kill()
+            process.wait()
 
 
 def wait_ready(server: RunningServer, timeout_s: float = 300.0) -> float:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from quire_contract.memory.model_shape import ModelShape
+from quire_contract.nesting import bounded_nesting
 
 # Codes of a download's termination message; the operator turns them into condition reasons.
 MODEL_GATED: Final = "ModelGated"
@@ -71,15 +72,20 @@ def decode_facts(text: str | bytes) -> ModelFacts | None:
     anew.
     """
     try:
-        return msgspec.json.decode(text, type=ModelFacts)
+        with bounded_nesting():
+            return msgspec.json.decode(text, type=ModelFacts)
     except msgspec.ValidationError:
         return _decode_without_shape(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return None
 
 
 def _decode_without_shape(text: str | bytes) -> ModelFacts | None:
-    fields = msgspec.json.decode(text)
+    try:
+        with bounded_nesting():
+            fields = msgspec.json.decode(text)
+    except ValueError:
+        return None
     if not isinstance(fields, dict) or "shape" not in fields:
         return None
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from quire_contract.nesting import bounded_nesting
 from quire_contract.paths import TERMINATION_LOG, TERMINATION_LOG_ENV
 
 MAX_BYTES = 4096
@@ -38,8 +39,9 @@ def encode_termination(message: TerminationMessage) -> bytes:
 def decode_termination(text: str | bytes) -> TerminationMessage | None:
     """Read a termination log; None where it is not ours (a crash before Python, another image)."""
     try:
-        return msgspec.json.decode(text, type=TerminationMessage)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        with bounded_nesting():
+            return msgspec.json.decode(text, type=TerminationMessage)
+    except ValueError:
         return None
 
 

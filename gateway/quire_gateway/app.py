@@ -11,6 +11,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from quire_contract import paths
+from quire_contract.nesting import bounded_nesting
 from quire_gateway import errors
 from quire_gateway.backends import Backends, Model
 from quire_gateway.demand import DemandTable
@@ -154,8 +155,9 @@ class _Exchange:
         if not body:
             return Peek()
         try:
-            return msgspec.json.decode(body, type=Peek)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            with bounded_nesting():
+                return msgspec.json.decode(body, type=Peek)
+        except ValueError as error:
             raise errors.bad_request(f"The body is not the JSON object it should be: {error}.") from None
 
     async def _read_body(self) -> bytes:

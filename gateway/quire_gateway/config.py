@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 import yaml
 
+from quire_contract.nesting import bounded_nesting
 from quire_gateway.backends import Backend, Model
 
 HTTP_PORT = 80
@@ -39,12 +40,10 @@ def load_models(path: Path) -> tuple[Model, ...]:
         ConfigError: it is missing or no YAML, a field is unknown or wrong, or a model is there twice.
     """
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    try:
-        config = msgspec.convert({} if loaded is None else loaded, GatewayConfig)
-    except msgspec.ValidationError as error:
+        with bounded_nesting():
+            loaded = yaml.safe_load(path.read_text())
+            config = msgspec.convert({} if loaded is None else loaded, GatewayConfig)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
     models: dict[str, Model] = {}
     for index, entry in enumerate(config.models):

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from quire_contract.names import FIELD_MANAGER
+from quire_contract.nesting import bounded_nesting
 from quire_kube.api import ConflictError, Kube, KubeError, Manifests, NotFoundError, UnreachableError, error_from
 from quire_kube.connection import ConnectionSettingsError
 from quire_kube.login import Access, Connect, Login
@@ -229,6 +230,7 @@ class _Answer:
 def _decode(body: bytes) -> Any:
     """Read JSON; None where it is something else, such as a proxy's page."""
     try:
-        return msgspec.json.decode(body)
-    except msgspec.DecodeError:
+        with bounded_nesting():
+            return msgspec.json.decode(body)
+    except ValueError:
         return None

@@ -27,6 +27,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 from kubernetes.aio.config.exec_provider import ExecProvider
 from kubernetes.aio.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 
+from quire_contract.nesting import bounded_nesting
 from quire_kube.oidc import OidcError, current_tokens, expires_at
 from quire_kube.times import parse_time
 
@@ -125,7 +126,8 @@ async def _read_service_account() -> Connection:
 
 
 async def _read_kubeconfig(paths: str) -> Connection:
-    merger = KubeConfigMerger(paths)
+    with bounded_nesting():
+        merger = KubeConfigMerger(paths)
     if merger.config is None:
         raise ConnectionSettingsError(f"no API server: this is no pod, and {paths} is not there")
     context = next((found for found in _current_contexts(merger) if found), None)

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import aiohttp
 
+from quire_contract.nesting import bounded_nesting
+
 _LEEWAY_S: Final = 10.0
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=30.0)
 Tokens = dict[str, str]
@@ -28,7 +30,8 @@ def expires_at(id_token: str) -> float:
     if len(parts) != 3:
         return 0.0
     try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        with bounded_nesting():
+            claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
         return float(claims["exp"])
     except (ValueError, KeyError, TypeError):
         return 0.0

@@ -60,7 +60,9 @@ def test_an_unknown_model_is_404_in_openais_shape(world: Any) -> None:
     run(story())
 
 
-@pytest.mark.parametrize("sent", [b"{nope", b"[]", b'{"model": "\xff"}'])
+@pytest.mark.parametrize(
+    "sent", [b"{nope", b"[]", b'{"model": "\xff"}', b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"]
+)
 def test_a_body_that_is_no_json_is_400(world: Any, exchange: Any, sent: bytes) -> None:
     async def story() -> None:
         request = exchange(world(answer).gateway, "POST", "/v1/completions", sent, "localhost")

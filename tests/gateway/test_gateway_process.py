@@ -200,6 +200,7 @@ def test_a_model_is_served_under_its_name_unless_told_otherwise(write: Write) ->
     ("content", "named"),
     [
         ("models: [", "gateway.yaml"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
         ("- a list", "object"),
         ({"model": []}, "model"),
         ({"models": [model(backends=[])]}, "models[0].backends"),

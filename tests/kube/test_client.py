@@ -189,6 +189,8 @@ def test_nobody_there() -> None:
 def test_a_proxys_page_is_no_object() -> None:
     with pytest.raises(KubeError, match="not JSON"):
         talk(Server(answers=[(200, "<html>")]), lambda kube: kube.get(REF))
+    with pytest.raises(KubeError):
+        talk(Server(answers=[(200, "[" * 100_000 + "]" * 100_000)]), lambda kube: kube.get(REF))
     with pytest.raises(UnavailableError, match="HTTP 502"):
         talk(Server(answers=[(502, "<html>")]), lambda kube: kube.get(REF))
 

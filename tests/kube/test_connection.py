@@ -84,7 +84,10 @@ def test_the_kubeconfigs_own_proxy_comes_first(kubeconfig: Path, monkeypatch: py
     assert load().endpoint.proxy_url == "http://own.example:8080"
 
 
-@pytest.mark.parametrize("content", ["clusters: 5", "", "{", "current-context: a", "current-context: a\nclusters: []"])
+@pytest.mark.parametrize(
+    "content",
+    ["clusters: 5", "", "{", "current-context: a", "current-context: a\nclusters: []", "clusters: " + "[" * 100_000],
+)
 def test_a_kubeconfig_that_cannot_be_read_is_told(kubeconfig: Path, content: str) -> None:
     kubeconfig.write_text(content)
     with pytest.raises(ConnectionSettingsError, match="kubeconfig"):

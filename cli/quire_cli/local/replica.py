@@ -20,6 +20,7 @@ import msgspec
 
 from quire_cli.local.console import Bar
 from quire_contract import paths
+from quire_contract.nesting import bounded_nesting
 from quire_contract.phases import Phase, Readiness
 from quire_contract.termination import TerminationMessage, decode_termination
 from quire_gateway.backends import Backend
@@ -144,7 +145,7 @@ class Replica:
     async def _poll(self) -> None:
         async with httpx2.AsyncClient(base_url=self.backend.url, timeout=2.0, trust_env=False) as client:
             while True:
-                with suppress(httpx2.TransportError, msgspec.DecodeError):
+                with suppress(httpx2.TransportError, ValueError), bounded_nesting():
                     response = await client.get(paths.READYZ)
                     self._set(msgspec.json.decode(response.content, type=Readiness))
                 await asyncio.sleep(SLOW_POLL_S if self.is_ready else POLL_S)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, get_args
 
 from quire_contract import ports, units
 from quire_contract.flags.errors import FlagError
+from quire_contract.nesting import bounded_nesting
 from quire_contract.units import UnitError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -65,10 +66,10 @@ def parse_list(text: str) -> list[str]:
     if not text.startswith("["):
         return [text]
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        with bounded_nesting():
+            return [str(value) for value in json.loads(text)]
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON list: {error}") from None
-    return [str(value) for value in values]
 
 
 def _add_model_flags(group: Any) -> None:
@@ -112,7 +113,7 @@ def _add_server_flags(group: Any) -> None:
     group.add_argument("--fd", type=_at_least(0), help="inherited listening socket, instead of --host and --port")
     group.add_argument("--api-key", type=_key, nargs="+", action="extend", help="keys of clients; or $QUIRE_API_KEY")
     group.add_argument("--allowed-origins", type=parse_list, nargs="+", action="extend", help="for browsers (CORS)")
-    group.add_argument("--max-request-body-bytes", type=_at_least(1), help="larger bodies are refused")
+    group.add_argument("--max-request-body-bytes", type=_at_least(1), help="larger bodies are refused (16M)")
     group.add_argument("--response-role", help="role of answers")
     group.add_argument("--enable-request-id-headers", action=switch, help="put X-Request-Id on responses")
     group.add_argument("--enable-force-include-usage", action=switch, help="every chunk of a stream has the usage")

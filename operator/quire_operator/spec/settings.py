@@ -11,6 +11,8 @@ from typing import Any, Final, Literal
 import msgspec
 import yaml
 
+from quire_contract.nesting import bounded_nesting, check_depth
+
 
 class SettingsError(ValueError):
     """The file cannot be read, or a field of it holds no usable value. The message names the field."""
@@ -127,8 +129,9 @@ def load_settings(path: Path) -> Settings:
         SettingsError: the file is missing or not YAML, or a field is unknown or of the wrong type.
     """
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with bounded_nesting():
+            loaded = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: {error}") from error
     return parse_settings(loaded or {}, str(path))
 
@@ -140,6 +143,7 @@ def parse_settings(loaded: Mapping[str, Any], where: str = "settings") -> Settin
         SettingsError: as above.
     """
     try:
+        check_depth(loaded)
         return msgspec.convert(loaded, Settings)
-    except msgspec.ValidationError as error:
+    except ValueError as error:
         raise SettingsError(f"{where}: {error}") from error

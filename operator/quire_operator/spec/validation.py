@@ -12,6 +12,7 @@ from typing import Any
 
 from quire_contract.crd import load_schema
 from quire_contract.names import GROUP_VERSION, KIND
+from quire_contract.nesting import NestingError, bounded_nesting, check_depth
 from quire_operator.spec.rules import find_rule_problems
 from quire_operator.spec.schema import Problem, find_problems, with_defaults
 
@@ -92,14 +93,18 @@ def load_documents(path: Path) -> list[dict[str, Any]]:
         documents = []
         while loader.check_node():
             node = loader.get_node()
-            document = loader.construct_document(node)
+            with bounded_nesting():
+                document = loader.construct_document(node)
             if document is None:
                 continue
             if not isinstance(document, dict):
                 raise DocumentError(f"{path}:{node.start_mark.line + 1}: a manifest is a mapping (apiVersion: …)")
+            check_depth(document)
             documents.append(document)
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path}:1: not UTF-8: {error.reason}") from None
+    except NestingError as error:
+        raise DocumentError(f"{path}:{node.start_mark.line + 1}: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f":{mark.line + 1}"

@@ -18,6 +18,7 @@ import msgspec
 from quire_contract import names, paths, ports
 from quire_contract.metrics import NUM_REQUESTS_RUNNING, NUM_REQUESTS_WAITING
 from quire_contract.model_facts import DownloadProgress
+from quire_contract.nesting import bounded_nesting
 from quire_contract.phases import Readiness
 from quire_kube.objects import Manifest, label_of
 from quire_operator.watch.pods import can_answer, is_ready
@@ -173,8 +174,9 @@ def _decode(body: bytes | None, answer_type: type[_T]) -> _T | None:
     if body is None:
         return None
     try:
-        return msgspec.json.decode(body, type=answer_type)
-    except msgspec.DecodeError:
+        with bounded_nesting():
+            return msgspec.json.decode(body, type=answer_type)
+    except ValueError:
         return None
 
 

@@ -14,7 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from quire_server.api.json_pieces import encode_in_pieces
 from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
+from quire_server.api.sse import ClientDisconnectedError
 from quire_server.shared.errors import AuthenticationError, InvalidRequestError, QuireError
 
 CLIENT_CLOSED_REQUEST: Final = 499
@@ -51,6 +53,11 @@ def json_response(content: msgspec.Struct, status: int = 200, headers: dict[str,
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
+def long_json_response(content: msgspec.Struct) -> Response:
+    """Encode a struct that may be long, in a thread that lets others run."""
+    return Response(encode_in_pieces(content), media_type="application/json")
+
+
 def error_response(error: QuireError) -> Response:
     """Answer a request with an error, and say when to come back where that is known."""
     headers: dict[str, str] = {}
@@ -84,7 +91,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)  # it left while sending its body
+    return Response(status_code=CLIENT_CLOSED_REQUEST)  # it left before the answer was begun
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
@@ -97,5 +104,6 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitab
     msgspec.DecodeError: _on_decode_error,
     HTTPException: _on_http_exception,
     ClientDisconnect: _on_client_disconnect,
+    ClientDisconnectedError: _on_client_disconnect,
     Exception: _on_bug,
 }

@@ -18,6 +18,7 @@ from quire_contract import paths
 from quire_contract.flags.errors import FlagError
 from quire_contract.flags.table import FlagParser, add_flags
 from quire_contract.flags.vllm import canonical_name, take_compat_flags, with_dashes
+from quire_contract.nesting import bounded_nesting
 from quire_server.download.model_source import ModelSource, parse_model_source
 from quire_server.shared.config import (
     CacheConfig,
@@ -99,7 +100,8 @@ def _read_config_file(file: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with bounded_nesting():
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--config: {file}: cannot be read: {error}", stage="Starting") from error
     if not isinstance(values, dict):

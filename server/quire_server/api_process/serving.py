@@ -10,6 +10,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Longer than proxies keep idle connections, so that none is closed under a request on its way."""
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread that works on a long text may keep the interpreter's lock while the event loop asks for it. One
+request makes the loop ask several times, so Python's own 5 ms would be felt."""
 FLUSH_S = 5
 """How long responses that have ended may take to leave."""
 
@@ -62,6 +66,7 @@ class Serving:
 
     async def run(self) -> TerminationMessage | None:
         """Serve to the end; return why that was a failure, or None."""
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         server = _build_http_server(self._frontend)
         http = asyncio.create_task(server.serve(sockets=[self._listener]), name="http")
         log.info("Listening on %s:%d", *self._listener.getsockname()[:2])

@@ -14,6 +14,7 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoSibling
 
 from quire_contract.model_uri import ModelUri
+from quire_contract.nesting import bounded_nesting
 from quire_server.download.errors import (
     DownloadError,
     ModelGatedError,
@@ -42,7 +43,7 @@ class HubSource:
     def list_files(self) -> Listing:
         api = HfApi(token=self._token or False, library_name=_LIBRARY)
         try:
-            with interruptions():
+            with interruptions(), bounded_nesting():
                 info = api.model_info(
                     self._repo_id, revision=self._revision, files_metadata=True, timeout=_API_TIMEOUT_S
                 )
@@ -50,6 +51,10 @@ class HubSource:
             raise SourceUnreachableError(f"{self._repo_id}: $HF_HUB_OFFLINE forbids asking for it.") from error
         except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError) as error:
             self._raise(error)
+        except ValueError as error:
+            raise DownloadError(
+                f"{self._repo_id}: the Hub's answer is not the JSON that it should be: {error}."
+            ) from error
         if info.sha is None:
             raise DownloadError(f"{self._repo_id}: the Hub does not say which commit {self._revision or 'it'} is.")
         self._commit = info.sha

@@ -3,10 +3,10 @@
 Joins `EngineClient` (token ids), `OutputProcessor` (text) and `ServerMetrics` for one request at a time. Knows no HTTP.
 """
 
-import asyncio
+import functools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,15 +17,14 @@ from quire_server.engine.border.output_stream import OutputStream
 from quire_server.engine.request import EngineRequest
 from quire_server.frontend.metrics import RequestTimer, ServerMetrics
 from quire_server.frontend.output_processor import CompletionDelta, OutputProcessor
+from quire_server.frontend.text_lanes import CHARS_PER_TOKEN, TextLanes
+from quire_server.frontend.text_limits import TextLimits
 from quire_server.shared.config import ServerConfig
 from quire_server.shared.errors import ModelLoadingError
 from quire_server.shared.logs import request_id_context
 from quire_server.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-LONG_TEXT_CHARS = 4096
-"""From here on a text is tokenised in a thread; below, the hop costs more than the work."""
 
 
 class CompletionStream:
@@ -35,10 +34,13 @@ class CompletionStream:
         EngineDeadError, DrainingError: the completion ends without its last delta.
     """
 
-    def __init__(self, outputs: OutputStream, processor: OutputProcessor, timer: RequestTimer) -> None:
+    def __init__(
+        self, outputs: OutputStream, processor: OutputProcessor, timer: RequestTimer, lanes: TextLanes
+    ) -> None:
         self._outputs = outputs
         self._processor = processor
         self._timer = timer
+        self._lanes = lanes
 
     def __aiter__(self) -> Self:
         return self
@@ -47,7 +49,11 @@ class CompletionStream:
         if self._processor.is_finished:
             raise StopAsyncIteration
         output = await self._outputs.__anext__()
-        delta = self._processor.process(output)
+        if output.prompt_logprobs:  # of a whole step's tokens at once
+            num_entries = len(output.prompt_logprobs) * (1 + len(output.prompt_logprobs[-1].top))
+            delta = await self._lanes.run(num_entries, lambda: self._processor.process(output))
+        else:
+            delta = self._processor.process(output)
         self._timer.observe(delta, output.scheduled_time, time.time())
         if delta.finish_reason is not None:
             self._outputs.end_branch(delta.branch)  # where a stop string ended the last one, this aborts the request
@@ -74,6 +80,9 @@ class Frontend:
         self.client = client
         self.metrics = metrics
         self.created = int(time.time())
+        scheduler = config.engine.scheduler
+        self.lanes = TextLanes(max_waiting=scheduler.max_num_seqs + scheduler.max_num_queued_reqs)
+        """Where work goes whose length a client chooses."""
         self._tokenizer: Tokenizer | None = None
         self._generation_defaults: Mapping[str, Any] = {}
 
@@ -127,11 +136,25 @@ class Frontend:
             raise ModelLoadingError("The model is not ready yet.", retry_after_s=LOADING_RETRY_AFTER_S)
         return self.client.info
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Tokenise without holding up the event loop."""
-        if len(text) < LONG_TEXT_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, is_cut: bool = False, param: str = "prompt"
+    ) -> list[int]:
+        """Tokenise without holding up the event loop. With `is_cut` the ids need not fit the model's context.
+
+        Raises:
+            ContextLengthError: the text is too long, whatever its tokens turn out to be; it was not tokenised.
+            QueueFullError: too many long texts wait.
+        """
+        tokenizer, max_model_len = self.tokenizer, self.max_model_len
+        limits = TextLimits.of(max_model_len, tokenizer.max_bytes_per_token, is_cut=is_cut)
+        limits.check(text, param)
+        encode = functools.partial(tokenizer.encode, text, add_special_tokens, limits.max_tokens)
+        return await self.lanes.run(len(text), encode)
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ids without holding up the event loop."""
+        decode = functools.partial(self.tokenizer.decode, token_ids, skip_special_tokens)
+        return await self.lanes.run(len(token_ids) * CHARS_PER_TOKEN, decode)
 
     def generate(self, request: EngineRequest) -> CompletionStream:
         """Send a request to the engine and iterate over its deltas.
@@ -143,4 +166,4 @@ class Frontend:
         outputs = self.client.generate(request)
         if self.config.log_requests:
             log.info("Took request: prompt_tokens=%d %s", len(request.prompt_token_ids), request.params)
-        return CompletionStream(outputs, processor, self.metrics.start_request(request))
+        return CompletionStream(outputs, processor, self.metrics.start_request(request), self.lanes)

@@ -155,7 +155,8 @@ class ServerConfig:
     engine_heartbeat_timeout_s: float = 60.0
     """`/livez` fails when the engine loop has said nothing for so long, and has announced no longer silence."""
     allowed_origins: tuple[str, ...] = ("*",)
-    max_request_body_bytes: int = 64 * 1024 * 1024
+    max_request_body_bytes: int = 16 * 1024 * 1024
+    """Decoding a body holds the interpreter's lock to its end, so this bounds how long no other request is served."""
     enable_request_id_headers: bool = False
     enable_force_include_usage: bool = False
     strict_fields: bool = False

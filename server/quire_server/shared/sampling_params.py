@@ -16,6 +16,9 @@ from quire_server.shared.field_values import (
 )
 
 MAX_LOGPROBS = 20
+MAX_STOPS = 1024
+"""Every stop string is looked for again with each token."""
+MAX_STOP_CHARS = 16 * 1024
 _INT_LIMIT = 2**31
 _FLOAT32_MAX = (2.0 - 2.0**-23) * 2.0**127
 
@@ -85,6 +88,9 @@ class SamplingParams:
         require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
         require(self.min_tokens >= 0, "min_tokens", "at least 0")
         require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens")
+        if len(self.stop) > MAX_STOPS or sum(map(len, self.stop)) > MAX_STOP_CHARS:
+            rule = f"stop must hold at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters in all."
+            raise InvalidRequestError(rule, param="stop")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             require(value is None or 0 <= value <= MAX_LOGPROBS, name, f"in [0, {MAX_LOGPROBS}]")

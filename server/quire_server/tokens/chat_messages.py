@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from quire_contract.nesting import bounded_nesting
 from quire_server.shared.errors import InvalidRequestError
 
 Message = Mapping[str, Any]
@@ -95,8 +96,9 @@ def _with_argument_object(call: Any) -> Any:
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call
     try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (json.JSONDecodeError, RecursionError) as error:
+        with bounded_nesting():
+            arguments = json.loads(function["arguments"] or "{}")
+    except ValueError as error:
         message = f"The arguments of a tool call are not JSON: {error}."
         raise InvalidRequestError(message, param="messages") from error
     return {**call, "function": {**function, "arguments": arguments}}

@@ -7,6 +7,7 @@ given is never taken back.
 
 import codecs
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 
@@ -97,13 +98,7 @@ class _StopAutomaton:
     def __init__(self, stop: str) -> None:
         self.stop = stop
         self.num_matched = 0
-        self._failure = [0] * (len(stop) + 1)  # [i]: longest proper border of stop[:i]
-        border = 0
-        for i in range(1, len(stop)):
-            while border and stop[i] != stop[border]:
-                border = self._failure[border]
-            border += stop[i] == stop[border]
-            self._failure[i + 1] = border
+        self._failure = _borders(stop)
 
     def push(self, text: str, may_stop: bool) -> int:
         """Advance over the text; return the offset after the first complete match, or -1."""
@@ -124,6 +119,19 @@ class _StopAutomaton:
                 matched = failure[matched]
         self.num_matched = matched
         return -1
+
+
+@lru_cache(maxsize=4096)
+def _borders(stop: str) -> Sequence[int]:
+    """Return, at [i], the longest proper border of stop[:i]. From a cache, as every choice of a request asks anew."""
+    borders = [0] * (len(stop) + 1)
+    border = 0
+    for i in range(1, len(stop)):
+        while border and stop[i] != stop[border]:
+            border = borders[border]
+        border += stop[i] == stop[border]
+        borders[i + 1] = border
+    return borders
 
 
 class StopMatcher:

@@ -8,8 +8,9 @@ from typing import Any
 
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.shared.sampling_params import SamplingParams
-from quire_server.tokens.tokenizer_files import gguf_file, read_json
+from quire_server.tokens.tokenizer_files import gguf_file
 from quire_server.weights.gguf import GgufCheckpoint
+from quire_server.weights.stored import read_json
 
 log = logging.getLogger(__name__)
 

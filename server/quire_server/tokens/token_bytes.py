@@ -7,12 +7,15 @@ by token: the text is the tokens' bytes, joined, as UTF-8. Other decoders (WordP
 import json
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as Backend
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE_MARK = "▁"
+_SHRINKS_BY = {"Prepend": 1, "Replace": 1, "Lowercase": 4, "NFC": 4, "NFD": 4, "NFKC": 4, "NFKD": 4}
+"""How many times fewer bytes a text may have after a normaliser's step, at most: four where characters are composed or
+replaced by simpler ones (𝐀 → A)."""
 
 
 def byte_alphabet() -> dict[int, str]:
@@ -27,6 +30,8 @@ class TokenBytes(NamedTuple):
     """By token id; empty for ids that are no token."""
     strips_first_space: bool
     """The text loses one leading space."""
+    max_text_bytes: int | None
+    """Most bytes that one token can stand for in a text; None where the normaliser drops text without a bound."""
 
 
 def build_token_bytes(backend: Backend) -> TokenBytes | None:
@@ -36,15 +41,31 @@ def build_token_bytes(backend: Backend) -> TokenBytes | None:
     decoder = json.loads(backend.decoder.__getstate__())
     vocabulary = backend.get_vocab(with_added_tokens=True)
     if decoder["type"] == "ByteLevel":
-        return TokenBytes(_byte_level_table(vocabulary), False)
+        return _with_bound(backend, _byte_level_table(vocabulary), strips_first_space=False)
     if decoder["type"] == "Sequence":
         kinds = [step["type"] for step in decoder["decoders"]]
         strips = kinds[3:] == ["Strip"] and _is_leading_strip(decoder["decoders"][3])
         if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and (len(kinds) == 3 or strips):
             replace = decoder["decoders"][0]
             if replace["pattern"] == {"String": _SPACE_MARK} and replace["content"] == " ":
-                return TokenBytes(_byte_fallback_table(vocabulary), strips)
+                return _with_bound(backend, _byte_fallback_table(vocabulary), strips_first_space=strips)
     return None
+
+
+def _with_bound(backend: Backend, table: list[bytes], *, strips_first_space: bool) -> TokenBytes:
+    steps = [] if backend.normalizer is None else _steps(json.loads(backend.normalizer.__getstate__()))
+    is_bounded = all(step["type"] in _SHRINKS_BY for step in steps)
+    shrinks_by = max([_SHRINKS_BY[step["type"]] for step in steps], default=1) if is_bounded else 0
+    longest = max(map(len, table), default=0)
+    return TokenBytes(table, strips_first_space, longest * shrinks_by if is_bounded else None)
+
+
+def _steps(normalizer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    if normalizer["type"] == "Sequence":
+        return [step for inner in normalizer["normalizers"] for step in _steps(inner)]
+    if normalizer["type"] == "Replace" and not (normalizer["pattern"] == {"String": " "} and normalizer["content"]):
+        return [{"type": "Replace, of whatever length"}]
+    return [normalizer]
 
 
 def _is_leading_strip(step: Mapping[str, object]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quire_server.shared.errors import InvalidRequestError
+from quire_server.shared.errors import ContextLengthError, InvalidRequestError
 from quire_server.tokens.backends import TokenizerParts
 from quire_server.tokens.chat_template import compile_chat_template
 from quire_server.tokens.detokenizer import BytesTextSource, TextSource, WindowTextSource
@@ -35,6 +35,8 @@ class Tokenizer:
         added = parts.backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._token_bytes = build_token_bytes(parts.backend)
+        self.max_bytes_per_token = None if self._token_bytes is None else self._token_bytes.max_text_bytes
+        """Most bytes of UTF-8 that one token can stand for in a text; None where nothing bounds them."""
         self._size = max(parts.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         eos = self.token_id(self.eos_token) if self.eos_token is not None else None
         own = [] if eos is None else [eos]
@@ -63,16 +65,22 @@ class Tokenizer:
         """Source of the template used without tools."""
         return self._templates.get(DEFAULT_TEMPLATE) or next(iter(self._templates.values()), None)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Return the ids of a text; special tokens written in it become their ids.
+
+        Only a batch lets other threads run meanwhile: `encode` of one text holds the interpreter's lock to its end.
 
         Raises:
             InvalidRequestError: the text holds half a surrogate pair, which no encoding has.
+            ContextLengthError: it has more than `max_tokens`; raised before a list of them is made.
         """
         try:
-            token_ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidRequestError(f"The text is not valid Unicode: {error}.", param="prompt") from error
+        if max_tokens is not None and len(encoding) > max_tokens:
+            raise ContextLengthError(f"The text has {len(encoding)} tokens; at most {max_tokens} are taken.")
+        token_ids: list[int] = encoding.ids
         return token_ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -4,7 +4,6 @@ A directory holds `tokenizer.json` (everything), or `vocab.json` and `merges.txt
 (SentencePiece), or a GGUF file; `tokenizer_config.json` names the special tokens. Agrees with `transformers` 5.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from quire_server.shared.errors import CheckpointError
 from quire_server.tokens.backends import TokenizerParts, add_bos_eos, build_byte_level
 from quire_server.tokens.gguf_tokenizer import read_gguf_tokenizer
 from quire_server.tokens.sentencepiece_model import read_sentencepiece
+from quire_server.weights.stored import read_json
 
 _NAMED_SPECIAL_TOKENS = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
@@ -56,17 +56,6 @@ def read_eos_token_ids(path: Path) -> tuple[object, ...]:
             if value is not None:
                 return tuple(value) if isinstance(value, list) else (value,)
     return ()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises CheckpointError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}.") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object.")
-    return value
 
 
 def gguf_file(path: Path) -> Path | None:

@@ -16,6 +16,8 @@ from quire_server.weights.stored import map_file
 _SCALAR_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING = 8
 _ARRAY = 9
+_MAX_ARRAY_DEPTH = 16
+"""Of arrays in arrays. No writer makes any."""
 
 
 class BlockType(NamedTuple):
@@ -129,23 +131,25 @@ class _Cursor:
         self.position = position
         return values
 
-    def value(self, type_id: int) -> Any:
+    def value(self, type_id: int, depth: int = 0) -> Any:
         if type_id == _STRING:
             return self.string()
         if type_id == _ARRAY:
-            return self.array()
+            return self.array(depth)
         if type_id not in _SCALAR_FORMATS:
             raise self.error(f"metadata of unknown type {type_id}")
         return self.unpack(_SCALAR_FORMATS[type_id])[0]
 
-    def array(self) -> list[Any]:
+    def array(self, depth: int = 0) -> list[Any]:
         type_id = self.integer("I")
         count = self.count()
         if type_id == _STRING:
             return self.strings(count)
         if type_id in _SCALAR_FORMATS:
             return list(self.unpack(f"{count}{_SCALAR_FORMATS[type_id]}"))
-        return [self.value(type_id) for _ in range(count)]
+        if type_id == _ARRAY and depth == _MAX_ARRAY_DEPTH:
+            raise self.error(f"its arrays are nested more than {_MAX_ARRAY_DEPTH} deep")
+        return [self.value(type_id, depth + 1) for _ in range(count)]
 
 
 def read_gguf(path: Path) -> GgufFile:

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from quire_contract.nesting import bounded_nesting
 from quire_server.shared.errors import CheckpointError
 from quire_server.weights.stored import StoredTensor, map_file, read_json
 
@@ -128,9 +129,10 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     if len(mapping) < 8 or header_bytes > min(_MAX_HEADER_BYTES, len(mapping) - 8):
         raise CheckpointError(f"{file}: not a safetensors file, or cut short.")
     try:
-        header = json.loads(mapping[8 : 8 + header_bytes])
+        with bounded_nesting():
+            header = json.loads(mapping[8 : 8 + header_bytes])
     except ValueError as error:
-        raise CheckpointError(f"{file}: its safetensors header is not JSON.") from error
+        raise CheckpointError(f"{file}: its safetensors header is not JSON: {error}.") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its safetensors header is not an object.")
     header.pop("__metadata__", None)

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from quire_contract.nesting import bounded_nesting
 from quire_server.shared.errors import CheckpointError
 
 _WORD_BYTES = 8
@@ -70,7 +71,8 @@ def map_file(path: Path) -> mmap.mmap:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_bytes())
+        with bounded_nesting():
+            value = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
     except ValueError as error:

@@ -229,10 +229,18 @@ def test_settings_file_is_read_again_and_a_bad_one_is_not_taken(tmp_path: Path) 
     assert settings.reload()
 
 
-def test_bad_settings_at_the_start_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("images: {server: x}\n", "server"),
+        ("namespaces: " + "[" * 300 + "]" * 300, "nested too deeply"),
+        ("namespaces: " + "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+    ],
+)
+def test_bad_settings_at_the_start_are_an_error(tmp_path: Path, text: str, named: str) -> None:
     path = tmp_path / "operator.yaml"
-    path.write_text("images: {server: x}\n")
-    with pytest.raises(SettingsError, match="server"):
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=named):
         SettingsFile(path)
 
 

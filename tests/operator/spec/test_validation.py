@@ -116,6 +116,8 @@ class TestLoadDocuments:
             ("a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", 5, "'c' is given twice"),
             ("a: 1\n---\n- b\n", 3, "a manifest is a mapping (apiVersion: …)"),
             ("a: 1\nb: *missing\n", 2, "found undefined alias"),
+            ("a: 1\n---\nb: " + "[" * 300 + "]" * 300, 3, "it is nested too deeply"),
+            ("a: 1\n---\nb: " + "[" * 1100 + "]" * 1100, 3, "exceeded maximum nesting depth"),
             ("a: 1\nb: !!python/object:os.system x\n", 2, "could not determine a constructor"),
         ],
     )

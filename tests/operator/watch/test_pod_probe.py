@@ -82,7 +82,16 @@ def test_readiness_is_read_from_503_too() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("answer", [(500, b'{"phase":"Ready"}'), (200, b"<html>"), (200, b'{"phase":"New"}')])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, b'{"phase":"Ready"}'),
+        (200, b"<html>"),
+        (200, b'{"phase":"New"}'),
+        (200, b'{"phase":"Ready","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        (200, b'{"phase":"Ready","message":"\xff"}'),
+    ],
+)
 def test_useless_answers_are_none(answer: tuple[int, bytes]) -> None:
     async def scenario() -> None:
         pod = Pod()

@@ -244,3 +244,36 @@ async def test_probes_through_a_life(build_world):
 async def test_a_token_id_out_of_the_vocabulary_is_refused_in_these_words(world, check_error, path, body, param):
     message = check_error(await world.http.post(path, json=body), 400, param=param)
     assert message == "Token id 300 is out of vocabulary: ids are in [0, 300)."
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("field", ["metadata", "chat_template_kwargs", "not_a_field", "prompt"])
+async def test_a_body_that_is_nested_deeply(world, check_error, path, field):
+    body = f'{{"{field}": {NESTED}, "messages": [], "tokens": []}}'
+    response = await world.http.post(path, content=body, headers={"content-type": "application/json"})
+    check_error(response, 400, param=response.json()["error"]["param"])
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "arguments"])
+async def test_what_the_decoder_can_just_read_and_others_after_it_cannot(world, field):
+    world.engine.answer("x")
+    statuses = []
+    for depth in (*range(800, 1000, 2), 100_000):
+        deep = "[" * depth + "]" * depth
+        kwargs = f'{{"mood": {deep if field == "chat_template_kwargs" else 1}}}'
+        call = f'{{"function": {{"name": "f", "arguments": {deep if field == "arguments" else 1}}}}}'
+        messages = f'[{{"role": "assistant", "content": "a", "tool_calls": [{call}]}}]'
+        body = f'{{"messages": {messages}, "chat_template_kwargs": {kwargs}}}'
+        response = await world.http.post(CHAT, content=body, headers={"content-type": "application/json"})
+        statuses.append(response.status_code)
+    assert statuses == [200] * statuses.count(200) + [400] * statuses.count(400)
+    assert statuses[-1] == 400
+
+
+async def test_arguments_of_a_call_that_are_nested_deeply(world, check_error):
+    call = {"function": {"name": "f", "arguments": NESTED}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    assert "nested" in check_error(await world.chat(messages=messages), 400, param="messages")

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from small_gguf import LLAMA, write_gguf
 
 from quire_contract.model_facts import decode_facts
 from quire_contract.model_uri import parse_model_uri
 from quire_contract.paths import COMPLETE_MARKER
+from quire_server.download.errors import DownloadError
+from quire_server.download.hub import HubSource
 
 URI = "hf://org/tiny"
 REPOSITORY = "org/tiny"
@@ -337,3 +340,10 @@ def test_the_volume_may_lie_below_a_link(mirror, start_job, volume, model, tmp_p
     volume.symlink_to(tmp_path / "real")
     mirror.serve(REPOSITORY, model)
     assert (volume / start_job(URI).facts().path / "config.json").is_file()
+
+
+@pytest.mark.parametrize("text", ["<html>", "[" * 100_000 + "]" * 100_000])
+def test_an_answer_of_the_hub_that_is_no_json_is_told(monkeypatch, text) -> None:
+    monkeypatch.setattr(HfApi, "model_info", lambda *args, **kwargs: json.loads(text))
+    with pytest.raises(DownloadError, match=r"org/tiny: the Hub's answer is not the JSON"):
+        HubSource("org/tiny", None, None).list_files()

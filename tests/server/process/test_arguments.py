@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from quire_contract.flags.table import add_flags, parse_size
+from quire_contract.flags.table import add_flags, parse_list, parse_size
 from quire_contract.flags.vllm import COMPAT_FLAGS, Fate
-from quire_server.api_process.arguments import PROBE_PATHS, ServeArguments, parse_command_line
+from quire_server.api_process.arguments import (
+    PROBE_PATHS,
+    ServeArguments,
+    parse_command_line,
+)
 from quire_server.shared.config import ParallelConfig
 from quire_server.shared.errors import ConfigError
 
@@ -296,3 +300,12 @@ def test_the_model_names_itself(model: str) -> None:
     assert arguments.config.engine.model.served_model_names == (model,)
     assert arguments.config.engine.model.path == Path(model)
     assert arguments.source.path == Path(model)
+
+
+def test_deep_nesting_is_a_fault_of_the_flag(model: str, tmp_path: Path) -> None:
+    nested = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "c.yaml").write_text(f"seed: {nested}")
+    with pytest.raises(ConfigError, match=r"--config.*nested too deeply"):
+        parse(model, "--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(argparse.ArgumentTypeError, match="nested too deeply"):
+        parse_list(nested)

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Regex, normalizers
+from tokenizers import Tokenizer as Backend
 
-from quire_server.shared.errors import CheckpointError, InvalidRequestError
+from quire_server.shared.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -132,10 +134,11 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     assert "--tokenizer" in caught.value.termination.hint
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_broken_file_is_named(byte_level_dir: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("text", ['{"cut": ', "[" * 100_000 + "]" * 100_000])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_broken_file_is_named(byte_level_dir: Path, tmp_path: Path, name: str, text: str) -> None:
     shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
-    (tmp_path / name).write_text('{"cut": ')
+    (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         load_tokenizer(tmp_path)
 
@@ -159,3 +162,42 @@ def test_a_decoder_that_looks_at_neighbours_still_streams(tmp_path: Path) -> Non
     pieces = [source.push([token_id]) for token_id in (2, 4, 3)] + [source.flush()]
     assert pieces == ["ing", " world", "s", ""]
     assert tokenizer.decode([1, 2, 4, 3]) == "helloing worlds"
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "factor"),
+    [
+        (None, 1),
+        (normalizers.Replace(" ", "▁"), 1),
+        (normalizers.Sequence([normalizers.Prepend("▁"), normalizers.NFKC()]), 4),
+        (normalizers.Replace(" ", ""), None),
+        (normalizers.Replace(Regex(" +"), " "), None),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Strip()]), None),
+    ],
+)
+def test_the_longest_text_of_one_token(
+    byte_level_dir: Path, tmp_path: Path, normalizer: Any, factor: int | None
+) -> None:
+    shutil.copytree(byte_level_dir, tmp_path, dirs_exist_ok=True)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    longest = max(len(tokenizer.token_bytes(token_id)) for token_id in range(tokenizer.vocab_size))
+    assert tokenizer.max_bytes_per_token == (factor and factor * longest)
+
+
+def test_no_text_has_fewer_tokens_than_the_longest_one_allows(tokenizer: Tokenizer, nasty_texts: list[str]) -> None:
+    assert tokenizer.max_bytes_per_token is not None
+    for text in [*nasty_texts, *(text * 50 for text in nasty_texts), "e\u0301" * 99, "𝐀" * 99, " " * 999]:
+        num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
+        assert len(text.encode()) <= num_tokens * tokenizer.max_bytes_per_token, text
+
+
+def test_too_many_tokens_are_not_listed(tokenizer: Tokenizer) -> None:
+    text = "Hello, world! " * 100
+    num_tokens = len(tokenizer.encode(text))
+    assert len(tokenizer.encode(text, max_tokens=num_tokens)) == num_tokens
+    with pytest.raises(ContextLengthError, match=f"{num_tokens} tokens"):
+        tokenizer.encode(text, max_tokens=num_tokens - 1)

@@ -120,3 +120,14 @@ def test_every_other_type_of_ggml_is_refused_by_its_name(file: Path, kind: gguf.
     with pytest.raises(CheckpointError, match=rf"a\.weight is of type {kind.name}, which is not supported") as caught:
         tensor_bytes(read_gguf(file), info)
     assert "Q4_K_M" in (caught.value.termination.hint or "")
+
+
+def test_arrays_in_arrays_are_bounded(file: Path) -> None:
+    with file.open("r+b") as stream:
+        data = stream.read()
+    array_of_one_array = struct.pack("<IQ", 9, 1)
+    entry = struct.pack("<Q", 4) + b"deep" + struct.pack("<I", 9) + array_of_one_array * 1100 + struct.pack("<IQ", 4, 0)
+    num_tensors, num_entries = struct.unpack_from("<QQ", data, 8)
+    file.write_bytes(data[:8] + struct.pack("<QQ", num_tensors, num_entries + 1) + entry + data[24:])
+    with pytest.raises(CheckpointError, match="nested more than 16 deep"):
+        read_gguf(file)

@@ -219,3 +219,21 @@ def test_the_same_bytes_are_the_same_tensor(tmp_path: Path, num_elements: int) -
         other[index] += 1
         save_file({"other": other}, tmp_path / "o.safetensors")
         assert not holds_same(stored["one"], read_header(tmp_path / "o.safetensors")["other"])
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_deeply_nested_config_is_named(directory: Path, name: str) -> None:
+    (directory / name).write_text(f'{{"x": {NESTED}}}')
+    with pytest.raises(CheckpointError, match=f"{name}.*nested too deeply"):
+        _ = SafetensorsCheckpoint(directory).generation_config
+
+
+def test_a_deeply_nested_header_is_named(tmp_path: Path) -> None:
+    header = f'{{"__metadata__": {NESTED}}}'.encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*nested too deeply"):
+        read_header(file)

@@ -1,14 +1,14 @@
 """POST /v1/chat/completions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.answering import answer_stream, answer_whole
+from quire_server.api.answering import answer_stream, answer_whole, prepare
 from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
@@ -59,13 +59,13 @@ async def create_chat_completion(http_request: Request) -> Response:
     request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="chatcmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
-    prompt = await _build_prompt(frontend, request)
+    prompt = await prepare(http_request, _build_prompt(frontend, request))
     shape = _Shape.of(request, prompt, frontend.config.response_role)
     generation_request = build_generation_request(request, head.id, [prompt])
     parsers = build_parsers(generation_request)
     generation = await Generation.start(frontend, generation_request)
     if not request.stream:
-        return await answer_whole(http_request, generation, _build_whole(head, shape, generation, parsers))
+        return await answer_whole(http_request, generation, _read_whole(head, shape, generation, parsers))
     usage = UsageOptions.of(frontend.config, request)
     return answer_stream(generation, _ChatWriter(head, generation, usage, shape, parsers))
 
@@ -85,7 +85,12 @@ async def _build_prompt(frontend: Frontend, request: ChatCompletionRequest) -> P
         tools=request.tools,
     )
     # The template writes the special tokens itself.
-    token_ids = await frontend.encode(text, add_special_tokens=bool(request.add_special_tokens))
+    token_ids = await frontend.encode(
+        text,
+        add_special_tokens=bool(request.add_special_tokens),
+        is_cut=request.truncate_prompt_tokens is not None,
+        param="messages",
+    )
     token_ids = truncate_prompt(token_ids, request, limits)
     check_prompt(token_ids, limits, "messages")
     max_tokens = fit_max_tokens(request, limits, len(token_ids), default=defaults.max_tokens, param="messages")
@@ -141,10 +146,16 @@ class _Shape:
         )
 
 
-async def _build_whole(
+async def _read_whole(
     head: AnswerHead, shape: _Shape, generation: Generation, parsers: Sequence[MessageParser]
-) -> ChatCompletion:
+) -> Callable[[], ChatCompletion]:
     messages = await collect_messages(generation, parsers)
+    return functools.partial(_build_whole, head, shape, generation, messages)
+
+
+def _build_whole(
+    head: AnswerHead, shape: _Shape, generation: Generation, messages: Sequence[Message]
+) -> ChatCompletion:
     prompt_logprobs = messages[0].answer.prompt_logprobs
     return ChatCompletion(
         id=head.id,

@@ -1,14 +1,16 @@
 """POST /v1/completions."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.answering import answer_stream, answer_whole
+from quire_server.api.answering import answer_stream, answer_whole, prepare
 from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
@@ -52,13 +54,13 @@ async def create_completion(http_request: Request) -> Response:
     request = await read_request(http_request, _decoder)
     head = build_head(http_request, frontend, request, prefix="cmpl")
     refuse_unserved(request, frontend.config.engine.scheduler.policy)
-    sources = [await _build_source(frontend, request, prompt) for prompt in split_prompts(request.prompt)]
+    sources = await prepare(http_request, _build_sources(frontend, request))
     generation_request = build_generation_request(request, head.id, [source.prompt for source in sources])
     choice_to_source = [sources[index] for index in generation_request.choice_to_prompt]
     choices = _ChoiceBuilder(request, choice_to_source, frontend.tokenizer)
     generation = await Generation.start(frontend, generation_request)
     if not request.stream:
-        return await answer_whole(http_request, generation, _build_whole(head, choices, generation))
+        return await answer_whole(http_request, generation, _read_whole(head, choices, generation))
     usage = UsageOptions.of(frontend.config, request)
     return answer_stream(generation, _CompletionWriter(head, generation, usage, choices))
 
@@ -67,13 +69,12 @@ def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str | list[
     """Return the prompts that one field holds: a text, texts, token ids, or lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
-    token_ids = [item for item in prompt if isinstance(item, int)]
-    if len(token_ids) == len(prompt):
-        return [token_ids]
-    prompts = [item for item in prompt if not isinstance(item, int)]
-    if token_ids or len({type(item) for item in prompts}) > 1:
+    kinds = set(map(type, prompt))
+    if len(kinds) > 1:
         raise InvalidRequestError("`prompt` must not mix texts and token ids.", param="prompt")
-    return prompts
+    if kinds == {int}:
+        return [cast("list[int]", prompt)]
+    return cast("list[str | list[int]]", prompt)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +86,24 @@ class _Source:
     """What `echo` puts before the answer."""
 
 
+async def _build_sources(frontend: Frontend, request: CompletionRequest) -> list[_Source]:
+    sources: list[_Source] = []
+    for text in split_prompts(request.prompt):
+        if sources:
+            await asyncio.sleep(0)  # many short prompts are a long one
+        sources.append(await _build_source(frontend, request, text))
+    return sources
+
+
 async def _build_source(frontend: Frontend, request: CompletionRequest, text: str | list[int]) -> _Source:
     limits = ModelLimits.of(frontend)
     defaults = SamplingDefaults(**frontend.generation_defaults)
     if isinstance(text, str):
-        whole = await frontend.encode(text, add_special_tokens=request.add_special_tokens is not False)
+        whole = await frontend.encode(
+            text,
+            add_special_tokens=request.add_special_tokens is not False,
+            is_cut=request.truncate_prompt_tokens is not None,
+        )
     else:
         whole = text
     token_ids = truncate_prompt(whole, request, limits)
@@ -115,7 +129,7 @@ async def _build_source(frontend: Frontend, request: CompletionRequest, text: st
     )
     echo = text if isinstance(text, str) and token_ids is whole else ""
     if request.echo and not echo:
-        echo = frontend.tokenizer.decode(token_ids, sampling_params.skip_special_tokens)
+        echo = await frontend.decode(token_ids, skip_special_tokens=sampling_params.skip_special_tokens)
     prompt = Prompt(token_ids=token_ids, sampling_params=sampling_params)
     return _Source(prompt=prompt, echo=echo if request.echo else "")
 
@@ -176,16 +190,20 @@ class _ChoiceBuilder:
         return built if built.tokens else None
 
 
-async def _build_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Completion:
+async def _read_whole(head: AnswerHead, choices: _ChoiceBuilder, generation: Generation) -> Callable[[], Completion]:
     answers = await generation.collect()
-    return Completion(
-        id=head.id,
-        created=head.created,
-        model=head.model,
-        choices=[choices.build_whole(index, answer) for index, answer in enumerate(answers)],
-        usage=build_usage(generation.count_tokens()),
-        system_fingerprint=head.system_fingerprint,
-    )
+
+    def build() -> Completion:
+        return Completion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=[choices.build_whole(index, answer) for index, answer in enumerate(answers)],
+            usage=build_usage(generation.count_tokens()),
+            system_fingerprint=head.system_fingerprint,
+        )
+
+    return build
 
 
 def _build_chunk(

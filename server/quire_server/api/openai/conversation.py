@@ -1,19 +1,23 @@
 """From chat messages to the text that the model reads: checked here, field by field; shaped by the model's template."""
 
-import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from quire_contract.nesting import NestingError, bounded_nesting
 from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart, Tool
-from quire_server.frontend.frontend import LONG_TEXT_CHARS, Frontend
+from quire_server.frontend.frontend import Frontend
+from quire_server.frontend.text_lanes import LONG_CHARS
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.tokens.chat_messages import TEXT_PART_KINDS
+from quire_server.tokens.tokenizer import Tokenizer
 
 _TEMPLATE_ARGUMENTS: Final = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tools")
 _RESERVED_KWARGS: Final = frozenset((*_TEMPLATE_ARGUMENTS, "documents", "self", "tokenize"))
+_MAX_SHORT_MESSAGES: Final = 64
+"""A template's loop costs something for each message, however short."""
 
 
 async def render_conversation(
@@ -37,20 +41,26 @@ async def render_conversation(
     for name in _RESERVED_KWARGS.intersection(kwargs):
         message = f"`chat_template_kwargs.{name}` cannot be set."
         raise InvalidRequestError(message, param=f"chat_template_kwargs.{name}")
-    tokenizer = frontend.tokenizer
-    has_developer_role = "developer" in (tokenizer.chat_template or "")
-    built = build_messages(messages, has_developer_role=has_developer_role)
     render = functools.partial(
-        tokenizer.apply_chat_template,
-        built,
+        _render,
+        frontend.tokenizer,
+        messages,
         tools=_check_tools(tools or ()) or None,
         add_generation_prompt=not continue_final_message if add_generation_prompt is None else add_generation_prompt,
         continue_final_message=bool(continue_final_message),
         **kwargs,
     )
-    if sum(_num_chars(message) for message in messages) < LONG_TEXT_CHARS:
-        return render()
-    return await asyncio.to_thread(render)
+    try:
+        with bounded_nesting():
+            return await frontend.lanes.run(_num_chars(messages, kwargs), render)
+    except NestingError as error:
+        raise InvalidRequestError(f"The conversation cannot be rendered: {error}.", param="messages") from None
+
+
+def _render(tokenizer: Tokenizer, messages: Sequence[ChatMessage], **options: Any) -> str:
+    has_developer_role = "developer" in (tokenizer.chat_template or "")
+    built = build_messages(messages, has_developer_role=has_developer_role)
+    return tokenizer.apply_chat_template(built, **options)
 
 
 def build_messages(messages: Sequence[ChatMessage], *, has_developer_role: bool) -> list[dict[str, Any]]:
@@ -94,10 +104,14 @@ def content_texts(message: ChatMessage, param: str) -> list[str]:
     return [_part_text(part, f"{param}[{index}]") for index, part in enumerate(message.content)]
 
 
-def _num_chars(message: ChatMessage) -> int:
-    if isinstance(message.content, list):
-        return sum(len((part if isinstance(part, str) else part.text) or "") for part in message.content)
-    return len(message.content or "")
+def _num_chars(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> int:
+    """Estimate how much a template has to go through; it may go through calls and its own variables too."""
+    num_chars = sum(len(message.content) for message in messages if isinstance(message.content, str))
+    if num_chars >= LONG_CHARS:
+        return num_chars
+    if len(messages) > _MAX_SHORT_MESSAGES:
+        return LONG_CHARS
+    return len(msgspec.json.encode((messages, kwargs)))
 
 
 def _part_text(part: str | ContentPart, param: str) -> str:

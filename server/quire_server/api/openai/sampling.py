@@ -1,6 +1,6 @@
 """From the fields of a request to what is asked of the engine: defaults, refusals and limits. No HTTP."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -142,9 +142,16 @@ def build_sampling_params(
         skip_special_tokens=_or(request.skip_special_tokens, True),
         spaces_between_special_tokens=_or(request.spaces_between_special_tokens, True),
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        logit_bias={id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in biases.items()},
+        logit_bias=_clamp(biases),
         allowed_token_ids=None if allowed is None else tuple(allowed),
     )
+
+
+def _clamp(logit_bias: Mapping[int, float]) -> Mapping[int, float]:
+    values = logit_bias.values()
+    if not logit_bias or (min(values) >= -LOGIT_BIAS_LIMIT and max(values) <= LOGIT_BIAS_LIMIT):
+        return logit_bias  # as nearly always; there may be one for each token of the vocabulary
+    return {id_: max(-LOGIT_BIAS_LIMIT, min(LOGIT_BIAS_LIMIT, bias)) for id_, bias in logit_bias.items()}
 
 
 def build_generation_request(

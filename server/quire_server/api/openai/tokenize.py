@@ -3,7 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.errors import json_response
+from quire_server.api.answering import prepare
+from quire_server.api.errors import json_response, long_json_response
 from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.conversation import render_conversation
 from quire_server.api.openai.models import resolve_model
@@ -25,15 +26,16 @@ async def tokenize(request: Request) -> Response:
     body = await read_request(request, _tokenize_decoder)
     resolve_model(frontend, body.model)
     refuse_unserved_fields(body, served=("tools",))
-    token_ids = await _encode(frontend, body)
-    return json_response(
-        TokenizeResponse(
-            count=len(token_ids),
-            max_model_len=frontend.max_model_len,
-            tokens=token_ids,
-            token_strs=_vocabulary_strings(frontend, token_ids) if body.return_token_strs else None,
+    token_ids = await prepare(request, _encode(frontend, body))
+
+    def answer() -> Response:
+        texts = _vocabulary_strings(frontend, token_ids) if body.return_token_strs else None
+        max_model_len = frontend.max_model_len
+        return long_json_response(
+            TokenizeResponse(count=len(token_ids), max_model_len=max_model_len, tokens=token_ids, token_strs=texts)
         )
-    )
+
+    return await frontend.lanes.run(len(token_ids), answer)
 
 
 def _vocabulary_strings(frontend: Frontend, token_ids: list[int]) -> list[str]:
@@ -44,7 +46,7 @@ async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("Give exactly one of `prompt` and `messages`.", param="prompt")
     if body.prompt is not None:
-        return await frontend.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
+        return await frontend.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False, is_cut=True)
     assert body.messages is not None
     text = await render_conversation(
         frontend,
@@ -54,7 +56,7 @@ async def _encode(frontend: Frontend, body: TokenizeRequest) -> list[int]:
         template_kwargs=body.chat_template_kwargs,
         tools=body.tools,
     )
-    return await frontend.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    return await frontend.encode(text, add_special_tokens=bool(body.add_special_tokens), is_cut=True, param="messages")
 
 
 async def detokenize(request: Request) -> Response:
@@ -63,4 +65,4 @@ async def detokenize(request: Request) -> Response:
     body = await read_request(request, _detokenize_decoder)
     resolve_model(frontend, body.model)
     check_token_ids(body.tokens, ModelLimits.of(frontend), "tokens")
-    return json_response(DetokenizeResponse(prompt=frontend.tokenizer.decode(body.tokens, skip_special_tokens=False)))
+    return json_response(DetokenizeResponse(prompt=await frontend.decode(body.tokens, skip_special_tokens=False)))
