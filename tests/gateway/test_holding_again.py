@@ -196,14 +196,15 @@ def test_lookups_follow_what_changes() -> None:
     assert (backends.serving("b"), len(backends.named("tiny"))) == ((), 1)
 
 
-def test_a_short_host_names_the_model_of_its_own_namespace(world: Any) -> None:
+@pytest.mark.parametrize("host", ["tiny", "TINY:80", "tiny."])
+def test_a_short_host_names_the_model_of_its_own_namespace(world: Any, host: str) -> None:
     """`http://tiny/` in a pod is `tiny` of that pod's namespace, whatever other models answer to the body's name."""
 
     async def story() -> None:
         here = world(ok)
         here.backends.set(tiny("team", name="elsewhere", port=9, served_names=("tiny-chat",)))
         here.set(backends=(Backend(host="replica", port=1),))
-        request = here.chat(model="tiny-chat", host="tiny")
+        request = here.chat(model="tiny-chat", host=host)
         await request.rest()
         assert [request.url.port for request in here.seen] == [1]
 
