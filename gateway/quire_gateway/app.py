@@ -12,13 +12,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from quire_contract import paths
 from quire_contract.nesting import bounded_nesting
+from quire_contract.spellings import WORD_TO_BOOL
 from quire_gateway import errors
 from quire_gateway.backends import Backends, Model
 from quire_gateway.demand import DemandTable
 from quire_gateway.errors import GatewayError
 from quire_gateway.holding import Holder
 from quire_gateway.metrics import GatewayMetrics
-from quire_gateway.proxy import Proxy, ReplicasAwayError, UpstreamRequest, end_to_end
+from quire_gateway.proxy import MAX_RETRIES, Proxy, ReplicasAwayError, UpstreamRequest, end_to_end
 from quire_gateway.routing import match_model
 
 Scope = dict[str, Any]
@@ -40,7 +41,14 @@ class Peek(msgspec.Struct, frozen=True):
     """The two fields of a body that the gateway reads."""
 
     model: str | None = None
-    stream: bool | None = False
+    stream: Any = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether events are asked for, in any spelling that the servers take; they refuse what is none."""
+        if isinstance(self.stream, str):
+            return WORD_TO_BOOL.get(self.stream.lower(), False)
+        return bool(self.stream == 1)
 
 
 class _ClientGoneError(Exception):
@@ -136,7 +144,7 @@ class _Exchange:
             peek = self._peek(body)
             model = self._find(peek)
             self._gateway.holder.admit(model)
-            await self._until_client_gone(self._serve(model, body, bool(peek.stream)))
+            await self._until_client_gone(self._serve(model, body, peek.is_stream))
         except GatewayError as error:
             await self._fail(error)
         except _ClientGoneError:
@@ -171,7 +179,7 @@ class _Exchange:
             size += len(chunk)
             if size > MAX_BODY_BYTES:
                 raise GatewayError(
-                    status=413, code="body_too_large", message=f"The body is over {MAX_BODY_BYTES} bytes."
+                    status=413, reason="body_too_large", message=f"The body is over {MAX_BODY_BYTES} bytes."
                 )
             chunks.append(chunk)
             if not event.get("more_body", False):
@@ -196,7 +204,10 @@ class _Exchange:
             pass
 
     async def _serve(self, model: Model, body: bytes, is_stream: bool) -> None:
-        """Wait for a replica and send the request to it; where all of them are away, wait again."""
+        """Wait for a replica and send the request to it; where all of them are away, wait again.
+
+        One that breaks the connection of each replica that takes it may be what breaks them: it is not sent for ever.
+        """
         request = UpstreamRequest(
             method=self._scope["method"], target=_target(self._scope), headers=self._scope["headers"], body=body
         )
@@ -204,15 +215,18 @@ class _Exchange:
         since = clock()
         away: Model | None = None
         patience_end = since
+        num_broken = 0
         while True:
             ready = await self._hold(model.key, since, away, is_stream)
             if ready is not away:
                 patience_end = clock() + self._gateway.away_patience_s
             try:
                 await self._send_to(ready, request, must_answer=clock() >= patience_end)
-            except ReplicasAwayError:
-                if ready.cold_start == "Reject":
-                    raise self._gateway.holder.reject(ready) from None
+            except ReplicasAwayError as error:
+                num_broken += error.num_broken
+                if num_broken > MAX_RETRIES:
+                    raise errors.replica_failed(model.name, str(error)) from None
+                self._gateway.holder.admit_to_queue(ready)
                 away = ready
             else:
                 return

@@ -13,16 +13,18 @@ class GatewayError(Exception):
     """An answer other than the model's."""
 
     status: int
-    code: str
+    reason: str
+    """A word for programs."""
     message: str
     retry_after_s: int | None = None
 
     def body(self) -> bytes:
-        """The JSON body, `{"error": {...}}`."""
+        """The JSON body, `{"error": {...}}`, with the keys of the servers' own: `code` is the status, as in vLLM."""
         kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
         if self.status == 429:
             kind = "rate_limit_error"
-        return msgspec.json.encode({"error": {"message": self.message, "type": kind, "param": None, "code": self.code}})
+        error = {"message": self.message, "type": kind, "param": None, "code": self.status, "reason": self.reason}
+        return msgspec.json.encode({"error": error})
 
     def sse(self) -> bytes:
         """The same as the end of a stream whose headers are already sent."""
@@ -36,30 +38,30 @@ class GatewayError(Exception):
 
 
 def model_not_found(model: str) -> GatewayError:
-    return GatewayError(status=404, code="model_not_found", message=f"The model `{model}` does not exist.")
+    return GatewayError(status=404, reason="model_not_found", message=f"The model `{model}` does not exist.")
 
 
 def no_model_named(host: str) -> GatewayError:
     message = f"No model is named: not by a field `model` in the body, nor by the host `{host}`."
-    return GatewayError(status=404, code="model_not_found", message=message)
+    return GatewayError(status=404, reason="model_not_found", message=message)
 
 
 def ambiguous_model(models: Sequence[Model]) -> GatewayError:
     hosts = ", ".join(f"{model.name}.{model.namespace}.svc" for model in models)
     message = f"Several namespaces have a model of this name. Name one by the host: {hosts}."
-    return GatewayError(status=400, code="ambiguous_model", message=message)
+    return GatewayError(status=400, reason="ambiguous_model", message=message)
 
 
 def model_suspended(name: str) -> GatewayError:
     return GatewayError(
-        status=503, code="model_suspended", message=f"The model `{name}` is suspended (spec.suspend is true)."
+        status=503, reason="model_suspended", message=f"The model `{name}` is suspended (spec.suspend is true)."
     )
 
 
 def model_loading(name: str, status: str, retry_after_s: int) -> GatewayError:
     return GatewayError(
         status=503,
-        code="model_loading",
+        reason="model_loading",
         message=f"The model `{name}` is not ready: {status}.",
         retry_after_s=retry_after_s,
     )
@@ -68,17 +70,17 @@ def model_loading(name: str, status: str, retry_after_s: int) -> GatewayError:
 def queue_full(name: str, waiting: int, retry_after_s: int) -> GatewayError:
     return GatewayError(
         status=429,
-        code="queue_full",
+        reason="queue_full",
         message=f"{waiting} requests already wait for the model `{name}`, which is as many as may.",
         retry_after_s=retry_after_s,
     )
 
 
 def bad_request(message: str) -> GatewayError:
-    return GatewayError(status=400, code="invalid_request", message=message)
+    return GatewayError(status=400, reason="invalid_request", message=message)
 
 
 def replica_failed(name: str, cause: str) -> GatewayError:
     return GatewayError(
-        status=502, code="replica_failed", message=f"No replica of the model `{name}` could answer: {cause}."
+        status=502, reason="replica_failed", message=f"No replica of the model `{name}` could answer: {cause}."
     )

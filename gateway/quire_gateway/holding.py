@@ -20,6 +20,13 @@ def retry_after(model: Model) -> int:
     return DEFAULT_RETRY_AFTER_S if eta is None else max(SHORTEST_RETRY_AFTER_S, round(eta))
 
 
+def _not_ready(model: Model) -> errors.GatewayError:
+    away = "its replicas take no requests just now"
+    return errors.model_loading(
+        model.name, model.status or (away if model.backends else model.phase), retry_after(model)
+    )
+
+
 class Holder:
     """Holds requests for cold models. Invariant: `waiting` of a model counts exactly the open `hold` calls for it."""
 
@@ -35,18 +42,21 @@ class Holder:
         """
         if model.is_suspended:
             raise errors.model_suspended(model.name)
-        if model.backends:
-            return
+        if not model.backends:
+            self.admit_to_queue(model)
+
+    def admit_to_queue(self, model: Model) -> None:
+        """Refuse a request for which there is no replica now, and that must not or cannot wait for one.
+
+        Raises:
+            GatewayError: `coldStart: Reject`, or the queue is full.
+        """
         if model.cold_start == "Reject":
-            raise self.reject(model)
+            self._demands[model.key].lease(asyncio.get_running_loop().time())  # it wakes for the retry
+            raise _not_ready(model)
         waiting = self._demands[model.key].waiting
         if waiting >= model.max_queue:
             raise errors.queue_full(model.name, waiting, retry_after(model))
-
-    def reject(self, model: Model) -> errors.GatewayError:
-        """Return the refusal of a request that may not wait. It is still demand: the model wakes for the retry."""
-        self._demands[model.key].lease(asyncio.get_running_loop().time())
-        return errors.model_loading(model.name, model.status or model.phase, retry_after(model))
 
     async def hold(self, key: str, *, since: float, away: Model | None = None) -> AsyncGenerator[Model]:
         """Yield the model at once and at every heartbeat while it is cold; end when a replica is ready.
@@ -72,7 +82,7 @@ class Holder:
             while not (model := self._current(key)).backends or (model is away and loop.time() < pause_end):
                 left = since + model.cold_start_timeout_s - loop.time()
                 if left <= 0:
-                    raise errors.model_loading(model.name, model.status or model.phase, retry_after(model))
+                    raise _not_ready(model)
                 if loop.time() >= next_beat:
                     next_beat = loop.time() + model.heartbeat_s
                     demand.touch(loop.time())

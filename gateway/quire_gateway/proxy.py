@@ -49,6 +49,11 @@ def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
 class ReplicasAwayError(Exception):
     """No replica takes the request now, though the model has some: they drain, restart, or are gone already."""
 
+    def __init__(self, cause: str, num_broken: int) -> None:
+        super().__init__(cause)
+        self.num_broken = num_broken
+        """How many had the request, and broke the connection before they answered."""
+
 
 class Proxy:
     """Sends requests to replicas, the one with the fewest in flight first."""
@@ -85,7 +90,7 @@ class Proxy:
             GatewayError: no replica could be reached, with `must_answer`.
         """
         cause = "none is ready"
-        num_failures = 0
+        num_failures = num_broken = 0
         tried: set[Backend] = set()
         while num_failures <= MAX_RETRIES and (left := [each for each in model.backends if each not in tried]):
             backend = min(left, key=self.in_flight)
@@ -96,6 +101,7 @@ class Proxy:
                 except httpx2.TransportError as error:
                     cause = f"{backend.host}:{backend.port}: {error or type(error).__name__}"
                     num_failures += 1
+                    num_broken += not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                     continue
                 opened.push_async_callback(response.aclose)
                 is_away = response.status_code == AWAY_STATUS
@@ -110,7 +116,7 @@ class Proxy:
                 return
         if must_answer:
             raise errors.replica_failed(model.name, cause)
-        raise ReplicasAwayError(cause)
+        raise ReplicasAwayError(cause, num_broken)
 
     @asynccontextmanager
     async def _counted(self, backend: Backend) -> AsyncIterator[None]:

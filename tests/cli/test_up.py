@@ -138,7 +138,7 @@ def test_a_model_that_cannot_be_found_is_named_to_the_person_and_to_the_client(s
         with pytest.raises(openai.InternalServerError) as caught:
             ask(up, "missing")
         assert caught.value.status_code == 503
-        assert caught.value.code == "model_loading"
+        assert caught.value.body["reason"] == "model_loading"
         assert "nothing.gguf" in caught.value.message
 
 

@@ -36,6 +36,11 @@ class Exchange:
         self.is_open = True
         """The end of the body has not been read."""
 
+    @property
+    def has_begun(self) -> bool:
+        """Something was answered that has not been read."""
+        return not self._outgoing.empty()
+
     async def next(self) -> bytes:
         """The next piece of the body, after the head; b"" at the end."""
         async with asyncio.timeout(5):
@@ -66,10 +71,11 @@ class World:
     def __init__(self, handler: Handler, *, away_patience_s: float = 5.0, **fields: Any) -> None:
         self.backends = StaticBackends()
         self.seen: list[httpx2.Request] = []
+        self.handler = handler
 
         def record(request: httpx2.Request) -> Any:
             self.seen.append(request)
-            return handler(request)
+            return self.handler(request)
 
         client = httpx2.AsyncClient(transport=httpx2.MockTransport(record))
         self.gateway = Gateway(self.backends, proxy=Proxy(client), away_patience_s=away_patience_s)

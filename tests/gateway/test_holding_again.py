@@ -91,13 +91,52 @@ def test_a_stream_hears_that_it_waits_again(world: Any) -> None:
     run(story())
 
 
+def test_a_request_that_breaks_the_replicas_it_reaches_is_not_sent_for_ever(world: Any) -> None:
+    """One that was taken, and had its connection broken, may be the cause: it must not end each new replica too."""
+
+    async def story() -> None:
+        here = world(lambda _: httpx2.Response(200), cold_start_timeout_s=5.0)
+
+        def breaking(_: httpx2.Request) -> httpx2.Response:
+            here.set(backends=(Backend(host="replica", port=len(here.seen) + 1),))  # the next one stands in
+            raise httpx2.ReadError("reset")
+
+        here.handler = breaking
+        here.ready()
+        request = here.chat()
+        error = json.loads(await request.rest())["error"]
+        assert (request.status, error["reason"]) == (502, "replica_failed")
+        assert "reset" in error["message"]
+        assert len(here.seen) == 3
+
+    run(story())
+
+
+def test_the_queue_of_those_who_wait_again_is_bounded_too(world: Any) -> None:
+    async def story() -> None:
+        here = world(draining, max_queue=1)
+        here.ready()
+        first = here.chat()
+        while not here.gateway.demands[KEY].waiting:
+            await asyncio.sleep(0)
+        here.set(heartbeat_s=5.0)
+        second = here.chat()
+        error = json.loads(await second.rest())["error"]
+        assert (second.status, error["reason"]) == (429, "queue_full")
+        first.hang_up()
+        await first.rest()
+
+    run(story())
+
+
 def test_cold_start_reject_does_not_hold_for_a_replica_that_goes(world: Any) -> None:
     async def story() -> None:
-        here = world(draining, cold_start="Reject")
+        here = world(draining, cold_start="Reject", status="")
         here.ready()
         request = here.chat()
         body = json.loads(await request.rest())
-        assert (request.status, body["error"]["code"]) == (503, "model_loading")
+        assert (request.status, body["error"]["reason"]) == (503, "model_loading")
+        assert "its replicas take no requests just now" in body["error"]["message"]
 
     run(story())
 
@@ -157,14 +196,15 @@ def test_lookups_follow_what_changes() -> None:
     assert (backends.serving("b"), len(backends.named("tiny"))) == ((), 1)
 
 
-def test_a_short_host_names_the_model_of_its_own_namespace(world: Any) -> None:
+@pytest.mark.parametrize("host", ["tiny", "TINY:80", "tiny."])
+def test_a_short_host_names_the_model_of_its_own_namespace(world: Any, host: str) -> None:
     """`http://tiny/` in a pod is `tiny` of that pod's namespace, whatever other models answer to the body's name."""
 
     async def story() -> None:
         here = world(ok)
         here.backends.set(tiny("team", name="elsewhere", port=9, served_names=("tiny-chat",)))
         here.set(backends=(Backend(host="replica", port=1),))
-        request = here.chat(model="tiny-chat", host="tiny")
+        request = here.chat(model="tiny-chat", host=host)
         await request.rest()
         assert [request.url.port for request in here.seen] == [1]
 
@@ -179,7 +219,7 @@ def test_what_two_namespaces_have_is_refused_with_the_choices(world: Any, host: 
         here.backends.set(tiny("team", port=9))
         request = here.chat(model=model, host=host)
         error = json.loads(await request.rest())["error"]
-        assert (request.status, error["code"], here.seen) == (400, "ambiguous_model", [])
+        assert (request.status, error["reason"], here.seen) == (400, "ambiguous_model", [])
         assert "tiny.default.svc, tiny.team.svc" in error["message"]
         in_full = here.chat(model=model, host="tiny.team.svc")
         await in_full.rest()

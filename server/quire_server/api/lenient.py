@@ -4,23 +4,19 @@ vLLM reads bodies with pydantic's lax mode. msgspec's is nearly that; this modul
 booleans, booleans for numbers), and finds the fields that a struct has no place for. Knows no dialect and no HTTP.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 from msgspec import inspect
 
+from quire_contract.spellings import WORD_TO_BOOL
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_NAMES: Final = 16
 """Most unknown fields of one body that are named; the rest is ignored without a word."""
 MAX_NAME_LENGTH: Final = 64
-
-_WORD_TO_BOOL: Final[Mapping[object, bool]] = {
-    **dict.fromkeys(("1", "on", "t", "true", "y", "yes"), True),
-    **dict.fromkeys(("0", "off", "f", "false", "n", "no"), False),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +62,7 @@ class _Reader(Protocol):
 class _BoolReader:
     def read(self, value: Any, path: str, unknown: dict[str, None]) -> Any:
         if isinstance(value, str):
-            return _WORD_TO_BOOL.get(value.lower(), value)
+            return WORD_TO_BOOL.get(value.lower(), value)
         return bool(value) if isinstance(value, float) and value in (0.0, 1.0) else value
 
 

@@ -172,7 +172,8 @@ class LLM:
             InvalidRequestError: a prompt or a parameter cannot work; nothing was run.
         """
         listed = list_prompts(prompts)
-        params = _for_each("sampling_params", sampling_params or self.get_default_sampling_params(), len(listed))
+        default = self.get_default_sampling_params() if sampling_params is None else sampling_params
+        params = _for_each("sampling_params", default, len(listed))
         priorities = _for_each("priority", priority if priority is not None else 0, len(listed))
         jobs: list[_Job] = []
         results: list[RequestOutput] = []

@@ -31,9 +31,16 @@ class ReadPrompt:
 
 
 def list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Return the prompts of a call: one alone is a list of one."""
+    """Return the prompts of a call: one alone is a list of one.
+
+    Raises:
+        InvalidRequestError: they are none of these.
+    """
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        message = f"Prompts must be a text, token ids, a mapping, or a list of these, got {type(prompts).__name__}."
+        raise InvalidRequestError(message, param=_TEXT)
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]  # one prompt, as token ids
     return list(prompts)  # type: ignore[arg-type]

@@ -87,7 +87,8 @@ class SamplingParams:
         require(0.0 <= self.min_p <= 1.0, "min_p", "in [0, 1]")
         require(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", "at least 0")
         require(self.min_tokens >= 0, "min_tokens", "at least 0")
-        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "at most max_tokens")
+        most = self.max_tokens
+        require(most is None or self.min_tokens <= most, "min_tokens", f"at most max_tokens, which is {most}")
         if len(self.stop) > MAX_STOPS or sum(map(len, self.stop)) > MAX_STOP_CHARS:
             rule = f"stop must hold at most {MAX_STOPS} strings of {MAX_STOP_CHARS} characters in all."
             raise InvalidRequestError(rule, param="stop")

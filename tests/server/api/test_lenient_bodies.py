@@ -35,6 +35,13 @@ async def test_scalars_are_taken_as_pydantic_takes_them(world, check_error, fiel
     assert getattr(world.engine.requests[0].sampling_params, field) == expected
 
 
+@pytest.mark.parametrize(("options", "status"), [({}, 200), ({"include_usage": False}, 400), ({"zzz": 1}, 200)])
+async def test_options_of_a_stream_that_ask_for_nothing_need_none(world, options, status):
+    """vLLM's rule, but for the last: what it holds besides is ignored like any unknown field."""
+    world.engine.answer("x")
+    assert (await world.chat(stream_options=options)).status_code == status
+
+
 @pytest.mark.parametrize(("stream", "is_streamed"), [(0, False), (1, True), ("false", False), (1.0, True)])
 async def test_stream_is_a_boolean_in_any_spelling(world, stream, is_streamed):
     world.engine.answer("x")

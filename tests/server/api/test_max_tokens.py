@@ -84,7 +84,7 @@ async def test_a_conversation_that_leaves_no_room_is_refused(world, check_error,
 
 async def test_more_tokens_at_least_than_there_is_room_for_are_refused(world, check_error):
     response = await world.complete(prompt=[1] * 250, max_tokens=20, min_tokens=7)
-    check_error(response, 400, param="min_tokens")
+    assert "at most max_tokens, which is 6," in check_error(response, 400, param="min_tokens"), "not the 20 asked for"
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_masks_that_leave_no_token_are_refused(params: dict[str, Any], field: st
     with pytest.raises(InvalidRequestError, match="no token is left") as caught:
         validate_sampling(SamplingParams(**params), EOS, VOCAB_SIZE)
     assert caught.value.param == field
+    assert ("of allowed_token_ids" in str(caught.value)) is ("allowed_token_ids" in params)
 
 
 @pytest.mark.parametrize(

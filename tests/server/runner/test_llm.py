@@ -71,6 +71,8 @@ def test_each_prompt_has_its_own_parameters(llm: LLM, answer: list[int]) -> None
     assert [len(result.outputs[0].token_ids) for result in results] == [3, 7, 1]
     with pytest.raises(InvalidRequestError, match="3 entries for 2 prompts"):
         llm.generate([PROMPT] * 2, params, use_tqdm=False)
+    with pytest.raises(InvalidRequestError, match="0 entries for 1 prompts"):
+        llm.generate([PROMPT], [], use_tqdm=False)
 
 
 def test_a_stop_string_ends_an_answer(llm: LLM, answer: list[int]) -> None:
@@ -271,6 +273,12 @@ def test_errors_at_the_start(llama_checkpoint: Path, tmp_path: Path) -> None:
 def test_what_is_no_prompt_is_refused_by_name(llm: LLM, prompt: Any, named: str) -> None:
     with pytest.raises(InvalidRequestError, match=named):
         llm.generate([prompt], GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("prompts", [None, 5, {"a", "b"}, b"text", (text for text in "ab")])
+def test_what_are_no_prompts_is_refused_by_name(llm: LLM, prompts: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"list of these, got {type(prompts).__name__}"):
+        llm.generate(prompts, GREEDY, use_tqdm=False)
 
 
 def test_one_stop_text_is_one_stop_text(llm: LLM, answer: list[int]) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from quire_contract.flags.table import SchedulingPolicy
-from quire_server.api.openai.schemas.requests import SWITCHES, UNSERVED, GenerationFields
+from quire_server.api.openai.schemas.requests import SWITCHES, UNSERVED, GenerationFields, StreamOptions
 from quire_server.engine.border import validation
 from quire_server.frontend.frontend import Frontend
 from quire_server.generation.request import GenerationRequest, Prompt
@@ -53,7 +53,7 @@ def refuse_unserved(request: GenerationFields, policy: SchedulingPolicy) -> None
         InvalidRequestError: a field of `UNSERVED` asks for something, or two fields contradict each other.
     """
     refuse_unserved_fields(request)
-    if request.stream_options is not None and not request.stream:
+    if request.stream_options not in (None, StreamOptions()) and not request.stream:
         raise InvalidRequestError("`stream_options` can only be given with `stream: true`.", param="stream_options")
     if request.stream and request.prompt_logprobs is not None:
         raise InvalidRequestError("`prompt_logprobs` is not available with `stream: true`.", param="prompt_logprobs")

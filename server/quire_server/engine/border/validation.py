@@ -45,9 +45,10 @@ def _check_that_something_is_left(params: SamplingParams, eos_token_ids: Iterabl
     ending = {*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)}
     allowed = params.allowed_token_ids
     if ending.issuperset(allowed) if allowed is not None else len(ending) >= vocab_size:
+        rest = "" if allowed is None else " of allowed_token_ids"
         raise InvalidRequestError(
-            f"min_tokens is {params.min_tokens}, but every token of allowed_token_ids ends the answer "
-            "(end-of-sequence, or of stop_token_ids): no token is left to sample.",
+            f"min_tokens is {params.min_tokens}, but every token{rest} ends the answer (end-of-sequence, or of "
+            "stop_token_ids): no token is left to sample.",
             param="allowed_token_ids" if allowed is not None else "stop_token_ids",
         )
 
