@@ -4,6 +4,8 @@ import ctypes
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,8 +132,19 @@ def test_kernels_share_the_thread_pool_of_torch(isa: str) -> None:
             assert num_threads.call() == count
     finally:
         torch.set_num_threads(before)
-    maps = Path("/proc/self/maps").read_text()
-    runtimes = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libiomp" in line}
+
+
+def test_torch_and_the_kernels_load_one_openmp_runtime(native_isa: str) -> None:
+    """Asked in a process of its own, for other packages of the tests bring runtimes too."""
+    code = (
+        "import torch\n"
+        "from quire_kernels._cpu import native\n"
+        "assert native.library() is not None\n"
+        "print(open('/proc/self/maps').read())"
+    )
+    environment = {**os.environ, "QUIRE_CPU_ISA": native_isa}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    runtimes = {line.split()[-1] for line in done.stdout.splitlines() if "libgomp" in line or "libiomp" in line}
     assert len(runtimes) == 1
 
 

@@ -346,4 +346,4 @@ def test_the_volume_may_lie_below_a_link(mirror, start_job, volume, model, tmp_p
 def test_an_answer_of_the_hub_that_is_no_json_is_told(monkeypatch, text) -> None:
     monkeypatch.setattr(HfApi, "model_info", lambda *args, **kwargs: json.loads(text))
     with pytest.raises(DownloadError, match=r"org/tiny: the Hub's answer is not the JSON"):
-        HubSource("org/tiny", None, None).list_files()
+        HubSource(parse_model_uri("hf://org/tiny"), None, None).list_files()
