@@ -13,7 +13,7 @@ from typing import Any, Final
 from quire_contract import names
 from quire_contract.units import UnitError, parse_quantity
 from quire_operator.plan.accelerators import find_devices
-from quire_operator.plan.resources.merge import merge_strategically
+from quire_operator.plan.resources.workload.merge import merge_strategically
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 from quire_operator.spec.settings import NVIDIA_GPU, Profile, Settings
 
