@@ -154,7 +154,7 @@ def _read_failure(pod: Manifest) -> DownloadFailure:
     status = pod.get("status") or {}
     if ended.get("reason") == "OOMKilled":
         message = "The download was killed for want of memory."
-        hint = "An administrator raises download.resources in the operator's settings."
+        hint = "Raise spec.download.resources.limits.memory."
         return DownloadFailure(code=model_facts.DOWNLOAD_FAILED, message=message, hint=hint)
     last_line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
     exit_code = f"exit code {ended['exitCode']}" if "exitCode" in ended else ""

@@ -49,7 +49,7 @@ from quire_operator.spec.kinds import JOB
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, find_warning
 from quire_operator.watch.pods import condition_of, is_ending, is_over
 
 _RESULT_WAIT_S: Final = 10.0
@@ -289,9 +289,8 @@ def _refusal(observed: Observed) -> str | None:
     """Return why the Job may make no pod: a quota, or Pod Security."""
     if observed.job is None:
         return None
-    name = observed.job["metadata"]["name"]
-    found = [w for w in observed.warnings if w.kind == JOB.kind and w.name == name and w.reason == "FailedCreate"]
-    return max(found, key=lambda warning: warning.time).message if found else None
+    found = find_warning(observed.warnings, JOB.kind, observed.job["metadata"]["name"], ("FailedCreate",))
+    return None if found is None else found.message
 
 
 def _create(given: _Download) -> Apply:
