@@ -32,6 +32,8 @@ class Subject(Enum):
     """Which of an LLMDeployment's objects was refused: each has other fields that cure it. The value is who says so."""
 
     SERVER = "spec.resources"
+    SERVER_OF_PROFILE = "the server's resources in spec.podTemplate"
+    """Beside a profile, spec.resources may not stand."""
     DOWNLOAD = "spec.download.resources"
     CLAIM = "spec.cache.size"
     OTHER = ""

@@ -142,9 +142,16 @@ def _says_no_class(warning: WarningEvent | None) -> bool:
 
 
 def find_workload_problem(
-    workload: Manifest | None, *, is_short_of_pods: bool, is_rolling: bool = False
+    workload: Manifest | None,
+    *,
+    is_short_of_pods: bool,
+    is_rolling: bool = False,
+    subject: Subject = Subject.SERVER,
 ) -> Finding | None:
-    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new."""
+    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new.
+
+    `subject` is whose resources a refusal of its pods is about.
+    """
     if workload is None or not is_short_of_pods:
         return None
     if is_rolling and (workload.get("spec") or {}).get("paused"):
@@ -153,7 +160,7 @@ def find_workload_problem(
         return Finding(stage=Stage.WORKLOAD, reason=DEPLOYMENT_PAUSED, detail=detail, is_final=True)
     failure = condition_of(workload, "ReplicaFailure")
     if failure is not None and has_condition(workload, "ReplicaFailure"):
-        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")), Subject.SERVER)
+        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")), subject)
     return None
 
 

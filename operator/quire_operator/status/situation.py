@@ -15,6 +15,7 @@ from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.plan.admission import Subject
 from quire_operator.plan.cache.download_pods import CONFIG_MAP_MISSING, SECRET_MISSING, pods_of_job
 from quire_operator.plan.cache.volumes import NO_DEFAULT_STORAGE_CLASS, VOLUME_LOST
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
@@ -132,7 +133,10 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
         workload_problem=find_workload_problem(
-            workload, is_short_of_pods=is_short, is_rolling=num_current < len(leaders) or not leaders
+            workload,
+            is_short_of_pods=is_short,
+            is_rolling=num_current < len(leaders) or not leaders,
+            subject=Subject.SERVER_OF_PROFILE if "profile" in spec or "profiles" in spec else Subject.SERVER,
         ),
         pod_problem=_worst(problems.values()),
         current_problem=_worst(problems.get(pod["metadata"]["name"]) for pod in current),

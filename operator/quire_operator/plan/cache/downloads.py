@@ -249,7 +249,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods, given.deployment, observed.at)) is not None:
+    if (obstacle := find_obstacle(given.pods, given.deployment, observed.at, observed.warnings)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
