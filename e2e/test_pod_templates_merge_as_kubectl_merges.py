@@ -1,4 +1,4 @@
-"""`spec.podTemplate` merges as `kubectl patch --type=strategic` does, but where `resources/merge.py` is kinder."""
+"""`spec.podTemplate` merges as `kubectl patch --type=strategic` does, but where `workload/merge.py` is kinder."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from support.kubectl import run
 
-from quire_operator.plan.resources.merge import MERGE_KEYS, item_key, merge_strategically
+from quire_operator.plan.resources.workload.merge import MERGE_KEYS, item_key, merge_strategically
 
 SERVER = {
     "name": "server",

@@ -5,11 +5,11 @@ use it; so a name that is not known is refused, with the known ones. Knows no cl
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from quire_operator.spec.llm_deployment import SpecError
-from quire_operator.spec.settings import ACCELERATORS, Accelerator, Settings
+from quire_operator.spec.settings import Accelerator, Settings
 
 _NATIVE: Final = ("cpu", "memory", "ephemeral-storage")
 _HUGE_PAGES: Final = "hugepages-"
@@ -17,28 +17,26 @@ _TYPING_ERROR: Final = 0.9
 """So alike are nvidia.com/gpus and nvidia.com/gpu; amd.com/gpu and nvidia.com/gpu are not."""
 
 
-def find_devices(
-    resources: Iterable[str], settings: Settings, *, own_image: str, paths: dict[str, str]
-) -> dict[str, Accelerator]:
+def find_devices(paths: Mapping[str, str], settings: Settings, *, own_image: str) -> dict[str, Accelerator]:
     """Return the resources that are devices, and what they are.
 
     Args:
+        paths: where each resource is asked for, by its name.
         own_image: an image that was named for these resources, which may use what is not known here; or empty.
-        paths: of each resource, for errors.
 
     Raises:
         SpecError: a resource is not known.
     """
     devices = {}
-    for resource in resources:
+    for resource, path in paths.items():
         if not _is_extended(resource):
-            _check_native(resource, paths[resource])
+            _check_native(resource, path)
             continue
         accelerator = settings.find_accelerator(resource)
         if accelerator is None and own_image:
             accelerator = Accelerator(device="other", image=own_image)
         if accelerator is None:
-            raise SpecError(paths[resource], _unknown(resource, settings))
+            raise SpecError(path, _unknown(resource, settings))
         if accelerator.device != "none":
             devices[resource] = accelerator
     return devices
@@ -56,12 +54,12 @@ def _check_native(resource: str, path: str) -> None:
 
 
 def _unknown(resource: str, settings: Settings) -> str:
-    known = sorted({**ACCELERATORS, **settings.accelerators})
+    known = sorted(settings.known_accelerators)
     meant = _meant(resource, known, _TYPING_ERROR)
     return (
         f"{resource} is no accelerator that the server is known to use{meant}; known are {', '.join(known)}; an"
         " administrator adds others to `accelerators` of the operator's settings, or offers them in a profile with an"
-        " image of its own"
+        " image of its own; spec.image names one for this model alone"
     )
 
 

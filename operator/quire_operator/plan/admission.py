@@ -5,9 +5,12 @@ not known here. Knows no object but by what it is for. Invariant: a pod's random
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from quire_contract import names
 
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
 QUOTA_NEEDS_RESOURCES: Final = "QuotaNeedsResources"
@@ -21,13 +24,17 @@ _UNSAID: Final = re.compile(r"must specify (?P<what>.*)")
 _RANGE: Final = re.compile(
     r"(maximum|minimum) \S+ usage per \w+ is |max limit to request ratio per \w+ is ", re.IGNORECASE
 )
+_OUR_CONTAINERS: Final = (names.COMPONENT_SERVER, names.COMPONENT_DOWNLOAD, "")
+"""The last where an admission names none."""
 
 
 class Subject(Enum):
     """Which of an LLMDeployment's objects was refused: each has other fields that cure it. The value is who says so."""
 
     SERVER = "spec.resources"
-    DOWNLOAD = "the download's resources (`download.resources` of the operator's settings)"
+    SERVER_OF_PROFILE = "the server's resources in spec.podTemplate"
+    """Beside a profile, spec.resources may not stand."""
+    DOWNLOAD = "spec.download.resources"
     CLAIM = "spec.cache.size"
     OTHER = ""
 
@@ -102,7 +109,25 @@ def _read_incomplete(why: str, subject: Subject) -> AdmissionRefusal:
     found = _UNSAID.search(why)
     cure = "have the quota's administrator say what it is for"
     if found is not None and subject is not Subject.OTHER:
-        names = {name for part in found["what"].split(";") for name in part.partition(" for:")[0].split(",")}
-        wanted = " and ".join(sorted(name.strip() for name in names))
-        cure = f"set {wanted} in {subject.value}"
+        cure = _cure_incomplete(found["what"], subject)
     return AdmissionRefusal(reason=QUOTA_NEEDS_RESOURCES, detail=f"{why}; {cure}", is_final=True)
+
+
+def _cure_incomplete(unsaid: str, subject: Subject) -> str:
+    """Say where what a quota misses is set: for our container in the spec, for one beside it where that is from."""
+    missing: dict[str, set[str]] = {}
+    for part in unsaid.split(";"):
+        resources, _, containers = part.partition(" for:")
+        for container in containers.split(","):
+            missing.setdefault(container.strip(), set()).update(name.strip() for name in resources.split(","))
+    ours = set().union(*(missing.pop(name, ()) for name in _OUR_CONTAINERS))
+    cures = [f"set {_listed(ours)} in {subject.value}"] if ours else []
+    cures += [
+        f"set {_listed(resources)} for container {name}, in spec.podTemplate or by what has added it"
+        for name, resources in sorted(missing.items())
+    ]
+    return ", and ".join(cures)
+
+
+def _listed(resources: Iterable[str]) -> str:
+    return " and ".join(sorted(resources))

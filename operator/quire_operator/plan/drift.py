@@ -12,7 +12,7 @@ from typing import Any, Final
 from quire_contract import names
 from quire_contract.units import UnitError, parse_quantity
 from quire_kube.objects import Manifest, annotation_of
-from quire_operator.plan.resources.merge import item_key
+from quire_operator.plan.resources.workload.merge import item_key
 from quire_operator.spec.kinds import OPTIONAL_KINDS, SERVICE
 
 _KEYS: Final[dict[str, tuple[str, ...]]] = {

@@ -13,7 +13,7 @@ from typing import Any, Final
 from quire_contract import names
 from quire_contract.units import UnitError, parse_quantity
 from quire_operator.plan.accelerators import find_devices
-from quire_operator.plan.resources.merge import merge_strategically
+from quire_operator.plan.resources.workload.merge import merge_strategically
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 from quire_operator.spec.settings import NVIDIA_GPU, Profile, Settings
 
@@ -93,7 +93,7 @@ class _Asked:
     limits: Mapping[str, str]
     requests: Mapping[str, str]
     image: str
-    """Empty: not said by the template."""
+    """Empty: said neither by the spec nor by the template."""
     path: str
     """Of what the template leaves as it is."""
     from_template: frozenset[tuple[str, str]]
@@ -119,7 +119,8 @@ def _merge_template(
 ) -> _Asked:
     """Merge in what `spec.podTemplate` says of the container, as it is merged into the pod."""
     before: dict[str, Any] = {"limits": dict(limits), "requests": dict(requests)}
-    container: dict[str, Any] = {"name": CONTAINER, "image": "", "resources": before}
+    image = deployment.spec.children.image or ""
+    container: dict[str, Any] = {"name": CONTAINER, "image": image, "resources": before}
     template = deployment.spec.pod_template.get("spec")
     patch = {"containers": template["containers"]} if isinstance(template, dict) and "containers" in template else {}
     merged = merge_strategically({"containers": [container]}, patch, _TEMPLATE)
@@ -130,14 +131,13 @@ def _merge_template(
             raise SpecError(f"{_TEMPLATE}.containers[{CONTAINER}].resources.{part}", "must be a mapping")
     said = {(part, name) for part, there in after.items() for name in there if there[name] != before[part].get(name)}
     texts = {part: {name: str(value) for name, value in there.items()} for part, there in after.items()}
-    image = str(found.get("image") or "")
-    return _Asked(**texts, image=image, path=path, from_template=frozenset(said))
+    return _Asked(**texts, image=str(found.get("image") or ""), path=path, from_template=frozenset(said))
 
 
 def _resolve(asked: _Asked, settings: Settings, profile: Profile, whole_gpu_memory: str = "") -> Hardware:
     own_image = asked.image or profile.image
     paths = {name: asked.path_of(part, name) for part in ("requests", "limits") for name in getattr(asked, part)}
-    devices = find_devices(paths, settings, own_image=own_image, paths=paths)
+    devices = find_devices(paths, settings, own_image=own_image)
     counts = _count_devices(asked, devices)
     _check_requests(asked)
     gpu_resource, num_gpus = next(iter(counts.items()), (None, 0))

@@ -4,7 +4,8 @@ Order of the actions: the number of replicas, the volume and the Job, the small 
 is no longer wanted. The workload is made and changed only while its gate is open: the spec is accepted, the model is in
 its volume, and it is not known not to fit. While the gate is closed, a workload that is there goes on serving and gets
 only its replicas. Where another kind of workload is wanted, the old one serves until the new one can. Invariants: the
-same input gives the same plan; a plan that has been carried out leaves nothing to plan; a refused spec gives no action.
+same input gives the same plan; a plan that has been carried out leaves nothing to plan; a refused spec gives no
+action, nor does one that a person has paused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -86,10 +87,7 @@ def _decide(observed: Observed, cluster: ClusterFacts, settings: Settings, now: 
         hardware=accepted.hardware_by_profile[download_on],
         now=now,
     )
-    fits = {
-        name: judge_fit(accepted.engine, hardware, model.facts)
-        for name, hardware in accepted.hardware_by_profile.items()
-    }
+    fits = _judge_fits(accepted, model.facts)
     choice = _choose(accepted, settings, observed, fits, now)
     replicas, seeds = _plan_replicas(deployment)
     context = _Context(
@@ -158,6 +156,11 @@ def _refused(observed: Observed, verdict: Verdict) -> Plan:
         autoscaling=_NOT_ASKED,
         replicas=wanted if live is None else replicas_of(live[1]),
     )
+
+
+def _judge_fits(accepted: Accepted, facts: ModelFacts | None) -> dict[str | None, Fit]:
+    by_profile = accepted.hardware_by_profile.items()
+    return {name: judge_fit(accepted.engine, hardware, facts) for name, hardware in by_profile}
 
 
 def _choose(

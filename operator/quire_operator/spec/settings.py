@@ -113,9 +113,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     accelerators: dict[str, Accelerator] = {}
     """By the resource's name, or by the beginning of names, with a * behind it. Added to `ACCELERATORS`."""
 
+    @property
+    def known_accelerators(self) -> dict[str, Accelerator]:
+        return {**ACCELERATORS, **self.accelerators}
+
     def find_accelerator(self, resource: str) -> Accelerator | None:
         """Return what a resource is: by its name, else by the longest beginning of it that is known."""
-        known = {**ACCELERATORS, **self.accelerators}
+        known = self.known_accelerators
         if resource in known:
             return known[resource]
         beginnings = [name for name in known if name.endswith("*") and resource.startswith(name[:-1])]

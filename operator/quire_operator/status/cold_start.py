@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from quire_kube.objects import Manifest
 from quire_kube.times import format_time, parse_time
-from quire_operator.watch.pods import conditions_of, is_ending, is_ready, restart_count
+from quire_operator.watch.pods import condition_of, is_ending, is_ready, restart_count
 
 MAX_RECENT: Final = 5
 
@@ -32,10 +32,9 @@ def measure_start(pod: Manifest) -> Start | None:
     """Read one pod's start; None where it has not happened, or happened more than once."""
     if not is_ready(pod) or is_ending(pod) or restart_count(pod):
         return None
-    conditions = conditions_of(pod)
     created = parse_time(pod["metadata"].get("creationTimestamp"))
-    scheduled = parse_time((conditions.get("PodScheduled") or {}).get("lastTransitionTime"))
-    ready = parse_time((conditions.get("Ready") or {}).get("lastTransitionTime"))
+    scheduled = parse_time((condition_of(pod, "PodScheduled") or {}).get("lastTransitionTime"))
+    ready = parse_time((condition_of(pod, "Ready") or {}).get("lastTransitionTime"))
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
     starts = [parse_time(((status.get("state") or {}).get("running") or {}).get("startedAt")) for status in statuses]
     known = [start for start in starts if start is not None]

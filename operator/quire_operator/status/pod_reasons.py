@@ -15,8 +15,8 @@ from quire_contract.termination import TerminationMessage, decode_termination
 from quire_contract.units import UnitError, format_bytes, parse_quantity
 from quire_kube.objects import Manifest
 from quire_operator.status.probe_kills import find_probe_kill
-from quire_operator.status.reasons import Finding, Stage, as_line, find_warning
-from quire_operator.watch.observed import WarningEvent
+from quire_operator.status.reasons import Finding, Stage, as_line
+from quire_operator.watch.observed import WarningEvent, find_warning
 from quire_operator.watch.pods import (
     SCHEDULER_PATIENCE_S,
     SCHEDULING_PATIENCE_S,
@@ -76,7 +76,7 @@ def find_pod_problem(pod: Manifest, warnings: Sequence[WarningEvent], at: float 
 def find_restart_cause(pod: Manifest, warnings: Sequence[WarningEvent]) -> Finding | None:
     """Tell why a pod's container last ended and was started again."""
     ends = ((status, (status.get("lastState") or {}).get("terminated")) for status in container_statuses(pod))
-    found = [_find_end(pod, status, end, warnings) for status, end in ends if end is not None]
+    found = [_naming(pod, status, _find_end(pod, status, end, warnings)) for status, end in ends if end is not None]
     return min(found, default=None)
 
 
@@ -88,13 +88,20 @@ def _of_any_pod(pod: Manifest, finding: Finding) -> Finding:
 def _find_container_problem(
     pod: Manifest, status: Mapping[str, Any], warnings: Sequence[WarningEvent]
 ) -> Finding | None:
-    """Tell what is wrong with one container, by name where it is not the one that everybody thinks of."""
     found = _find_state_problem(pod, status, warnings)
+    return None if found is None else _naming(pod, status, found)
+
+
+def _naming(pod: Manifest, status: Mapping[str, Any], found: Finding) -> Finding:
+    """Name the container in what is said of it, where it is not the one that everybody thinks of."""
     name = status.get("name", "")
-    if found is None or name in _OURS:
+    if name in _OURS:
         return found
-    is_init = any(status is other for other in (pod.get("status") or {}).get("initContainerStatuses") or ())
-    return replace(found, detail=f"{'init ' if is_init else ''}container {name}: {found.detail}")
+    return replace(found, detail=f"{'init ' if _is_init(pod, status) else ''}container {name}: {found.detail}")
+
+
+def _is_init(pod: Manifest, status: Mapping[str, Any]) -> bool:
+    return any(status is other for other in (pod.get("status") or {}).get("initContainerStatuses") or ())
 
 
 def _find_state_problem(pod: Manifest, status: Mapping[str, Any], warnings: Sequence[WarningEvent]) -> Finding | None:
@@ -114,8 +121,7 @@ def _is_good_end(ended: Mapping[str, Any], status: Mapping[str, Any], pod: Manif
     """An init container or a Job's container has done its work; a server's has not, whatever its exit code."""
     if ended.get("exitCode") != 0:
         return False
-    is_init = any(status is other for other in (pod.get("status") or {}).get("initContainerStatuses") or ())
-    return is_init or (pod.get("spec") or {}).get("restartPolicy") in ("Never", "OnFailure")
+    return _is_init(pod, status) or (pod.get("spec") or {}).get("restartPolicy") in ("Never", "OnFailure")
 
 
 def _find_waiting_problem(pod: Manifest, status: Mapping[str, Any], waiting: Mapping[str, Any]) -> Finding | None:

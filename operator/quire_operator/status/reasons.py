@@ -7,24 +7,23 @@ that changes with every try would be written with every try.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
 from quire_kube.objects import Manifest
 from quire_operator.plan.admission import Subject, read_refusal, strip_object
+from quire_operator.plan.cache.volumes import NO_DEFAULT_STORAGE_CLASS, VOLUME_LOST
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import WarningEvent
-from quire_operator.watch.pods import conditions_of
+from quire_operator.watch.observed import WarningEvent, find_warning
+from quire_operator.watch.pods import condition_of, has_condition
 
 MAX_REASON_LENGTH: Final = 128
 MAX_LINE_LENGTH: Final = 1024
 """The CRD's limit on `status.reason`."""
 
-NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
 STORAGE_CLASS_CURE: Final = "set spec.cache.storageClassName"
-VOLUME_LOST: Final = "VolumeLost"
 DEPLOYMENT_PAUSED: Final = "DeploymentPaused"
 ROLLOUT_DEADLINE_EXCEEDED: Final = "ProgressDeadlineExceeded"
 
@@ -100,14 +99,6 @@ def reason_line(reason: str, detail: str) -> str:
     return as_line(f"{reason}: {detail}" if detail else reason)
 
 
-def find_warning(warnings: Iterable[WarningEvent], kind: str, name: str, reasons: Sequence[str]) -> WarningEvent | None:
-    """Return the newest warning with one of the reasons about one object."""
-    found = [
-        warning for warning in warnings if (warning.kind, warning.name) == (kind, name) and warning.reason in reasons
-    ]
-    return max(found, key=lambda warning: (warning.time, warning.message), default=None)
-
-
 def find_volume_problem(
     volume: Manifest | None, warnings: Sequence[WarningEvent], cluster: ClusterFacts
 ) -> Finding | None:
@@ -151,18 +142,25 @@ def _says_no_class(warning: WarningEvent | None) -> bool:
 
 
 def find_workload_problem(
-    workload: Manifest | None, *, is_short_of_pods: bool, is_rolling: bool = False
+    workload: Manifest | None,
+    *,
+    is_short_of_pods: bool,
+    is_rolling: bool = False,
+    subject: Subject = Subject.SERVER,
 ) -> Finding | None:
-    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new."""
+    """Tell why a workload makes no pods. A refusal is over once the pods are there; a pause only stops what is new.
+
+    `subject` is whose resources a refusal of its pods is about.
+    """
     if workload is None or not is_short_of_pods:
         return None
     if is_rolling and (workload.get("spec") or {}).get("paused"):
         name = workload["metadata"]["name"]
         detail = f"Deployment {name} is paused, so that no new pods are made; kubectl rollout resume deployment/{name}"
         return Finding(stage=Stage.WORKLOAD, reason=DEPLOYMENT_PAUSED, detail=detail, is_final=True)
-    failure = conditions_of(workload).get("ReplicaFailure")
-    if failure is not None and failure.get("status") == "True":
-        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")), Subject.SERVER)
+    failure = condition_of(workload, "ReplicaFailure")
+    if failure is not None and has_condition(workload, "ReplicaFailure"):
+        return _refusal(str(failure.get("message", "")), str(failure.get("reason", "")), subject)
     return None
 
 
@@ -185,5 +183,5 @@ def is_deadline_exceeded(workload: Manifest | None) -> bool:
     """Whether a Deployment says that its rollout has taken too long."""
     if workload is None:
         return False
-    progressing = conditions_of(workload).get("Progressing") or {}
+    progressing = condition_of(workload, "Progressing") or {}
     return progressing.get("status") == "False" and progressing.get("reason") == ROLLOUT_DEADLINE_EXCEEDED

@@ -15,15 +15,15 @@ from quire_contract.phases import Phase
 from quire_contract.units import format_bytes
 from quire_kube.objects import Manifest, Ref, label_of
 from quire_operator.plan.actions import Plan, Verdict
+from quire_operator.plan.admission import Subject
 from quire_operator.plan.cache.download_pods import CONFIG_MAP_MISSING, SECRET_MISSING, pods_of_job
+from quire_operator.plan.cache.volumes import NO_DEFAULT_STORAGE_CLASS, VOLUME_LOST
 from quire_operator.plan.rollout import is_rollout_complete, live_workload, replicas_of
 from quire_operator.spec.kinds import SERVICE, WORKER_INDEX_LABEL
 from quire_operator.status.pod_reasons import find_pod_problem, find_restart_cause
 from quire_operator.status.reachability import reached_pods
 from quire_operator.status.reasons import (
-    NO_DEFAULT_STORAGE_CLASS,
     STORAGE_CLASS_CURE,
-    VOLUME_LOST,
     Finding,
     Stage,
     find_job_refusal,
@@ -42,6 +42,7 @@ from quire_operator.watch.pods import (
     is_over,
     is_ready,
     is_running,
+    is_scheduled,
     restart_count,
     running_init_container,
 )
@@ -126,13 +127,16 @@ def look(observed: Observed, plan: Plan, cluster: ClusterFacts) -> Situation:
         is_template_current=is_template_current,
         is_rolled_out=is_template_current and len(leaders) == num_current and _is_rolled_out(observed, plan, workload),
         is_deadline_exceeded=is_deadline_exceeded(workload),
-        are_all_scheduled=all((condition_of(pod, "PodScheduled") or {}).get("status") == "True" for pod in alive),
+        are_all_scheduled=all(map(is_scheduled, alive)),
         is_job_running=any(map(is_running, pods_of_job(observed))),
         running_init=next(filter(None, map(running_init_container, alive)), ""),
         is_pod_started=any(map(is_running, alive)),
         model_problem=_find_model_problem(observed, plan.model_cached, cluster),
         workload_problem=find_workload_problem(
-            workload, is_short_of_pods=is_short, is_rolling=num_current < len(leaders) or not leaders
+            workload,
+            is_short_of_pods=is_short,
+            is_rolling=num_current < len(leaders) or not leaders,
+            subject=Subject.SERVER_OF_PROFILE if "profile" in spec or "profiles" in spec else Subject.SERVER,
         ),
         pod_problem=_worst(problems.values()),
         current_problem=_worst(problems.get(pod["metadata"]["name"]) for pod in current),

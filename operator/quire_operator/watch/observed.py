@@ -5,7 +5,7 @@ which are fetched only while something is not ready. Manifests are as the API se
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from quire_contract.model_facts import DownloadProgress
@@ -26,6 +26,18 @@ class WarningEvent:
     """Unix time."""
     container: str = ""
     """Which of a pod's containers it is about; empty where it is about the pod."""
+
+
+def find_warning(
+    warnings: Iterable[WarningEvent], kind: str, name: str, reasons: Collection[str] | None = None
+) -> WarningEvent | None:
+    """Return the newest warning about one object, of any reason or of those given."""
+    found = [
+        warning
+        for warning in warnings
+        if (warning.kind, warning.name) == (kind, name) and (reasons is None or warning.reason in reasons)
+    ]
+    return max(found, key=lambda warning: (warning.time, warning.message), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

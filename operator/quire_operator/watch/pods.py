@@ -53,12 +53,6 @@ def is_ending(manifest: Manifest) -> bool:
     return "deletionTimestamp" in manifest["metadata"]
 
 
-def conditions_of(manifest: Manifest) -> Mapping[str, Mapping[str, Any]]:
-    """Return an object's own conditions by type."""
-    listed = (manifest.get("status") or {}).get("conditions") or ()
-    return {condition["type"]: condition for condition in listed if "type" in condition}
-
-
 def condition_of(manifest: Manifest, type_: str) -> Manifest | None:
     """Return one of an object's `status.conditions`."""
     conditions = (manifest.get("status") or {}).get("conditions") or ()

@@ -107,6 +107,12 @@ def test_so_may_a_template_with_an_image_of_its_own() -> None:
     assert resolve({"limits": {"memory": "8Gi"}}, server).gpu_resource == "habana.ai/gaudi"
 
 
+def test_so_may_a_spec_with_an_image_of_its_own() -> None:
+    spec = {"resources": {"limits": {"habana.ai/gaudi": "1"}}, "image": "mine"}
+    hardware = resolve_hardware(LLMDeployment.from_manifest(manifest(spec)), parse_settings(SETTINGS), None)
+    assert (hardware.gpu_resource, hardware.num_gpus) == ("habana.ai/gaudi", 1)
+
+
 def test_settings_say_which_image_uses_another_device() -> None:
     with pytest.raises(SettingsError, match=r"needs an image .* `\$\.accelerators"):
         parse_settings({"accelerators": {"amd.com/gpu": {"device": "other"}}})

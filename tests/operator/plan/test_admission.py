@@ -27,7 +27,7 @@ def refusal(kind: str, why: str) -> str:
         ("deployments.apps", "count/deployments.apps", SERVER, "delete deployments that nobody needs"),
         ("services", "services", OTHER, "delete services that nobody needs"),
         ("pods", "requests.nvidia.com/gpu", SERVER, "lower spec.resources, free some of it, or have the quota raised"),
-        ("pods", "limits.cpu", DOWNLOAD, "lower the download's resources"),
+        ("pods", "limits.cpu", DOWNLOAD, "lower spec.download.resources"),
     ],
 )
 def test_a_quota_that_is_used_up_is_said_with_its_numbers_and_what_frees_enough(
@@ -45,6 +45,24 @@ def test_a_quota_that_wants_a_limit_says_which_field() -> None:
     found = read_refusal(refusal("pods", why), SERVER)
     detail = f"{why}; set limits.cpu and limits.memory in spec.resources"
     assert found == AdmissionRefusal(reason="QuotaNeedsResources", detail=detail, is_final=True)
+
+
+@pytest.mark.parametrize(
+    ("containers", "where"),
+    [
+        ("limits.cpu for: istio-proxy", "set limits.cpu for container istio-proxy, in spec.podTemplate or by what"),
+        (
+            "limits.cpu for: a,server; limits.memory for: b",
+            "set limits.cpu in spec.resources, and set limits.cpu for container a",
+        ),
+        ("limits.cpu", "set limits.cpu in spec.resources"),
+    ],
+)
+def test_a_container_beside_ours_has_its_resources_elsewhere(containers: str, where: str) -> None:
+    """A quota names the containers (resourcequota's admission: `must specify limits.cpu for: a,b; …`)."""
+    found = read_refusal(refusal("pods", f"failed quota: small: must specify {containers}"), SERVER)
+    assert found is not None
+    assert f"; {where}" in found.detail
 
 
 @pytest.mark.parametrize(

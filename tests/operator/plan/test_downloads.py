@@ -68,7 +68,10 @@ def test_a_failed_attempt_tells_its_reason_at_once(code: str, fields: dict[str, 
     ("terminated", "expected"),
     [
         ({"exitCode": 1, "message": "Traceback\nValueError: bad\n"}, "ValueError: bad"),
-        ({"exitCode": 137, "reason": "OOMKilled"}, "killed for want of memory"),
+        (
+            {"exitCode": 137, "reason": "OOMKilled"},
+            "memory. Raise spec.download.resources.limits.memory.",
+        ),
         ({"exitCode": 3}, "exit code 3"),
     ],
 )
@@ -134,7 +137,7 @@ def test_a_job_that_may_make_no_pod() -> None:
     said = 'Error creating: pods "quire-download-1-x" is forbidden: '
     quota = "failed quota: small: must specify limits.ephemeral-storage for: download"
     for why, reason, cure in (
-        (quota, "QuotaNeedsResources", "; set limits.ephemeral-storage in the download's resources"),
+        (quota, "QuotaNeedsResources", "; set limits.ephemeral-storage in spec.download.resources"),
         ("someone's webhook", "DownloadForbidden", ""),
     ):
         refusal = WarningEvent(kind="Job", name=JOB_NAME, reason="FailedCreate", message=said + why, time=1.0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from plan_world import downloading, served
 
-from quire_operator.plan.resources.pod import as_literal
+from quire_operator.plan.resources.workload.pod import as_literal
 from quire_server.api_process.arguments import parse_command_line
 
 HOME = {"HOME": "/tmp", "KEY": "secret"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from quire_operator.plan.resources.merge import merge_strategically
+from quire_operator.plan.resources.workload.merge import merge_strategically
 from quire_operator.spec.llm_deployment import SpecError
 
 SERVER = {

@@ -329,6 +329,16 @@ def test_the_cause_of_a_restart_is_remembered_when_the_pod_is_ready_again() -> N
     assert find_restart_cause(_pod(_container(), phase="Running", ready=True), ()) is None
 
 
+@pytest.mark.parametrize("init", [True, False])
+def test_who_was_restarted_is_named_where_it_is_not_the_server(init: bool) -> None:
+    proxy = _container(last=_end("", exit_code=3), restarts=1) | {"name": "proxy"}
+    server = _container()
+    pod = _pod(server, init=(proxy,), ready=True) if init else _pod(server, proxy, ready=True)
+    found = find_restart_cause(pod, ())
+    assert found is not None
+    assert found.detail.startswith(f"{'init ' if init else ''}container proxy: ended with exit code 3")
+
+
 def test_the_worst_container_is_told() -> None:
     pod = _pod(
         _container(waiting="ImagePullBackOff", message="x") | {"name": "sidecar"}, _container(ended=_end(TRACEBACK))

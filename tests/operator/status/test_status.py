@@ -256,6 +256,17 @@ def test_a_quota() -> None:
     )
 
 
+@pytest.mark.parametrize("given", [{"profile": "h100"}, {"profiles": ["h100", "l4"]}])
+def test_the_cure_of_a_quota_is_not_a_field_that_a_profile_rules_out(given: dict[str, object]) -> None:
+    """The CRD takes exactly one of resources, profile and profiles."""
+    failure = build_condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota: gpu")
+    manifest = build_manifest()
+    manifest["spec"] = {**manifest["spec"], **given}
+    reason = look(build_observed(workload=build_workload(failure), manifest=manifest))[1]
+    assert "; lower the server's resources in spec.podTemplate, free some of it" in reason
+    assert "spec.resources" not in reason
+
+
 def test_the_active_profile_is_dated() -> None:
     first = derive(build_observed(), build_plan(profile="h100"))
     assert first["activeProfile"] == {"name": "h100", "since": TIME}

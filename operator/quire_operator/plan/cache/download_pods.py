@@ -17,8 +17,9 @@ from quire_kube.objects import Manifest
 from quire_kube.times import parse_time
 from quire_operator.plan.actions import Verdict
 from quire_operator.plan.cache.volumes import Shortage
+from quire_operator.plan.resources.download.options import CA_VOLUME
 from quire_operator.spec.llm_deployment import LLMDeployment
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, WarningEvent, find_warning
 from quire_operator.watch.pods import (
     SCHEDULING_PATIENCE_S,
     VOLUME_NOT_BOUND,
@@ -34,6 +35,7 @@ _MISSING: Final = re.compile(r'(?P<kind>secret|configmap)s? (?:"|[a-z0-9-]+/)(?P
 """In what a kubelet says: `secret "hf" not found`, `couldn't find key token in Secret ns/hf`."""
 SECRET_MISSING: Final = "SecretMissing"
 CONFIG_MAP_MISSING: Final = "ConfigMapMissing"
+_CA_FIELD: Final = "spec.download.caBundle (download.caBundle in the operator's settings, for all models)"
 _MAX_LOG_CHARACTERS: Final = 512
 
 
@@ -78,7 +80,9 @@ def find_failure(pods: Sequence[Manifest]) -> DownloadFailure | None:
     return replace(_read_failure(failed[-1]), time=ended_at)
 
 
-def find_obstacle(pods: Sequence[Manifest], deployment: LLMDeployment, at: float) -> Verdict | None:
+def find_obstacle(
+    pods: Sequence[Manifest], deployment: LLMDeployment, at: float, warnings: Sequence[WarningEvent] = ()
+) -> Verdict | None:
     """Return what keeps the newest pod from starting: a Secret or ConfigMap, its image, or (for long) the scheduler."""
     if not pods or _phase(pods[-1]) != "Pending":
         return None
@@ -97,7 +101,16 @@ def find_obstacle(pods: Sequence[Manifest], deployment: LLMDeployment, at: float
         return _missing(missing["kind"], missing["name"], message, deployment)
     if reason in _CONFIG_REASONS or reason in _IMAGE_REASONS:
         return _no("ImagePullBackOff" if reason in _IMAGE_REASONS else reason, f"The download cannot start: {message}")
-    return None
+    return _find_missing_authorities(pods[-1], warnings)
+
+
+def _find_missing_authorities(pod: Manifest, warnings: Sequence[WarningEvent]) -> Verdict | None:
+    """Tell that what is to be trusted is not there: a mount that fails leaves no word in the pod itself."""
+    failed = find_warning(warnings, "Pod", pod["metadata"]["name"], ("FailedMount",))
+    if failed is None or f'volume "{CA_VOLUME}"' not in failed.message:
+        return None
+    missing = _MISSING.search(failed.message.lower())
+    return None if missing is None else _wait_for(missing["kind"], "its authorities", failed.message, _CA_FIELD)
 
 
 def _missing(kind: str, name: str, message: str, deployment: LLMDeployment) -> Verdict:
@@ -107,6 +120,10 @@ def _missing(kind: str, name: str, message: str, deployment: LLMDeployment) -> V
         what, field = "its token", "spec.model.tokenSecretRef"
     else:
         what, field = "its variables", "spec.download (download in the operator's settings, for all models)"
+    return _wait_for(kind, what, message, field)
+
+
+def _wait_for(kind: str, what: str, message: str, field: str) -> Verdict:
     reason = SECRET_MISSING if kind == "secret" else CONFIG_MAP_MISSING
     return _no(reason, f"The download waits for {what}: {message}; create it, or correct {field}.")
 
@@ -154,7 +171,7 @@ def _read_failure(pod: Manifest) -> DownloadFailure:
     status = pod.get("status") or {}
     if ended.get("reason") == "OOMKilled":
         message = "The download was killed for want of memory."
-        hint = "An administrator raises download.resources in the operator's settings."
+        hint = "Raise spec.download.resources.limits.memory."
         return DownloadFailure(code=model_facts.DOWNLOAD_FAILED, message=message, hint=hint)
     last_line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
     exit_code = f"exit code {ended['exitCode']}" if "exitCode" in ended else ""

@@ -49,7 +49,7 @@ from quire_operator.spec.kinds import JOB
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, find_warning
 from quire_operator.watch.pods import condition_of, is_ending, is_over
 
 _RESULT_WAIT_S: Final = 10.0
@@ -249,7 +249,7 @@ def _progress_verdict(given: _Download) -> Verdict:
     failure, volume, observed = given.failure, given.volume, given.observed
     if volume.trouble is not None and volume.trouble.reason != "VolumePending":
         return volume.trouble
-    if (obstacle := find_obstacle(given.pods, given.deployment, observed.at)) is not None:
+    if (obstacle := find_obstacle(given.pods, given.deployment, observed.at, observed.warnings)) is not None:
         return _prefer_volume(volume.trouble, obstacle)
     if failure is not None and not is_under_way(given.pods, observed):
         if failure.shortage is not None and volume.is_growing:
@@ -289,9 +289,8 @@ def _refusal(observed: Observed) -> str | None:
     """Return why the Job may make no pod: a quota, or Pod Security."""
     if observed.job is None:
         return None
-    name = observed.job["metadata"]["name"]
-    found = [w for w in observed.warnings if w.kind == JOB.kind and w.name == name and w.reason == "FailedCreate"]
-    return max(found, key=lambda warning: warning.time).message if found else None
+    found = find_warning(observed.warnings, JOB.kind, observed.job["metadata"]["name"], ("FailedCreate",))
+    return None if found is None else found.message
 
 
 def _create(given: _Download) -> Apply:

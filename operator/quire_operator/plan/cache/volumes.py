@@ -34,12 +34,14 @@ from quire_operator.spec.kinds import PERSISTENT_VOLUME_CLAIM
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings
 from quire_operator.watch.cluster import ClusterFacts
-from quire_operator.watch.observed import Observed
+from quire_operator.watch.observed import Observed, find_warning
 from quire_operator.watch.pods import is_ending, is_over
 
 GIB: Final = 1 << 30
 AUTO_SIZE_BYTES: Final = 16 * GIB
 """Where the size is auto and the model's is not known yet."""
+NO_DEFAULT_STORAGE_CLASS: Final = "NoDefaultStorageClass"
+VOLUME_LOST: Final = "VolumeLost"
 STUCK_POLL_S: Final = 30.0
 _GROWTH_MARGIN: Final = 1.1
 _STILL: Final = "The volume is still being grown"
@@ -161,13 +163,12 @@ def _find_trouble(
         message = (
             f"PersistentVolumeClaim {name} has lost its PersistentVolume; delete the claim, or bring the volume back."
         )
-        return Verdict(holds=False, reason="VolumeLost", message=message)
+        return Verdict(holds=False, reason=VOLUME_LOST, message=message)
     if phase == "Bound":
         return None
     if volume["spec"].get("storageClassName") is None and (missing := _no_default_class(deployment, cluster)):
         return missing
-    warnings = [w for w in observed.warnings if w.kind == PERSISTENT_VOLUME_CLAIM.kind and w.name == name]
-    newest = max(warnings, key=lambda warning: warning.time, default=None)
+    newest = find_warning(observed.warnings, PERSISTENT_VOLUME_CLAIM.kind, name)
     if newest is None:
         return _pending(f"PersistentVolumeClaim {name} is not bound yet.")
     return _pending(f"PersistentVolumeClaim {name} is not bound: {newest.message}")
@@ -202,7 +203,7 @@ def _no_default_class(deployment: LLMDeployment, cluster: ClusterFacts) -> Verdi
     message = (
         "The cluster has no default StorageClass; set spec.cache.storageClassName, or mark a class as the default."
     )
-    return Verdict(holds=False, reason="NoDefaultStorageClass", message=message)
+    return Verdict(holds=False, reason=NO_DEFAULT_STORAGE_CLASS, message=message)
 
 
 def _pending(message: str) -> Verdict:

@@ -6,18 +6,18 @@ Pure: the same input gives the same documents. Each file beside this one builds 
 from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import with_applied_hash
-from quire_operator.plan.resources.deployment import build_deployment
 from quire_operator.plan.resources.download.job import render_download_job
-from quire_operator.plan.resources.leader_worker_set import build_leader_worker_set
 from quire_operator.plan.resources.monitors import build_prometheus_rule, build_service_monitor
 from quire_operator.plan.resources.network_policy import build_network_policy
 from quire_operator.plan.resources.pdb import build_pod_disruption_budget
 from quire_operator.plan.resources.render_input import RenderInput
-from quire_operator.plan.resources.revision import template_revision, with_revision
 from quire_operator.plan.resources.scaled_object import build_scaled_object
 from quire_operator.plan.resources.service_account import build_service_account
 from quire_operator.plan.resources.services import build_pods_service, build_service
 from quire_operator.plan.resources.volume import render_volume
+from quire_operator.plan.resources.workload.deployment import build_deployment
+from quire_operator.plan.resources.workload.leader_worker_set import build_leader_worker_set
+from quire_operator.plan.resources.workload.revision import template_revision, with_revision
 
 __all__ = ["render_children", "render_download_job", "render_volume", "template_revision"]
 

@@ -14,10 +14,10 @@ from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import Hardware
 from quire_operator.plan.resources.child import digest, with_applied_hash
 from quire_operator.plan.resources.download.options import CA_FOLDER, CA_VOLUME, DownloadOptions, download_options
-from quire_operator.plan.resources.merge import merge_strategically
-from quire_operator.plan.resources.pod import TMP, as_literal, pull_secrets
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
 from quire_operator.plan.resources.volume import affinity_to_volume, claim_label, model_annotations, shared_labels
+from quire_operator.plan.resources.workload.merge import merge_strategically
+from quire_operator.plan.resources.workload.pod import TMP, as_literal, pull_secrets
 from quire_operator.spec.kinds import JOB
 from quire_operator.spec.llm_deployment import LLMDeployment
 from quire_operator.spec.settings import Settings

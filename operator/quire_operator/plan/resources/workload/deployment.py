@@ -5,8 +5,8 @@ from typing import Final
 from quire_contract import names
 from quire_kube.objects import Manifest
 from quire_operator.plan.resources.child import build_child, whole_seconds
-from quire_operator.plan.resources.pod import build_pod_template
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.plan.resources.workload.pod import build_pod_template
 from quire_operator.spec.kinds import DEPLOYMENT
 
 PULL_BUDGET_S: Final = 600

@@ -10,8 +10,8 @@ from quire_contract import names, ports
 from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import pods_per_replica
 from quire_operator.plan.resources.child import build_child, whole_seconds
-from quire_operator.plan.resources.pod import build_pod_template
 from quire_operator.plan.resources.render_input import RenderInput
+from quire_operator.plan.resources.workload.pod import build_pod_template
 from quire_operator.spec.kinds import LEADER_WORKER_SET
 
 _GROUP_ARGUMENTS: Final = (

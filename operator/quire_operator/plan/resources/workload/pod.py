@@ -19,11 +19,11 @@ from quire_contract.units import parse_quantity
 from quire_kube.objects import Manifest
 from quire_operator.plan.hardware import CONTAINER, Hardware
 from quire_operator.plan.resources.child import whole_seconds
-from quire_operator.plan.resources.merge import merge_strategically
 from quire_operator.plan.resources.render_input import RenderInput
 from quire_operator.plan.resources.security import container_security_context, pod_security_context
 from quire_operator.plan.resources.services import HTTP_PORT_NAME
 from quire_operator.plan.resources.volume import HOSTNAME, affinity_to_volume, claim_label
+from quire_operator.plan.resources.workload.merge import merge_strategically
 from quire_operator.plan.server_arguments import server_arguments
 from quire_operator.spec.llm_deployment import LLMDeployment, SpecError
 
