@@ -15,7 +15,7 @@ _PAUSED: Final = "true"
 
 
 def is_paused(manifest: Manifest) -> bool:
-    return annotation_of(manifest, ANNOTATION_PAUSED) == _PAUSED
+    return (annotation_of(manifest, ANNOTATION_PAUSED) or "").lower() == _PAUSED  # YAML has three spellings of it
 
 
 def withhold(plan: Plan) -> Plan:
