@@ -15,7 +15,7 @@ _PAUSED: Final = "true"
 
 
 def is_paused(manifest: Manifest) -> bool:
-    return (annotation_of(manifest, ANNOTATION_PAUSED) or "").lower() == _PAUSED  # YAML has three spellings of it
+    return annotation_of(manifest, ANNOTATION_PAUSED) == _PAUSED
 
 
 def withhold(plan: Plan) -> Plan:

@@ -37,13 +37,6 @@ def test_a_paused_deployment_is_neither_healed_nor_changed_nor_scaled() -> None:
     assert set(described(world.plan().actions)) == {"Apply Service/m", "Apply Deployment/m"}
 
 
-@pytest.mark.parametrize(("word", "is_held"), [("true", True), ("True", True), ("false", False), ("", False)])
-def test_the_spellings_of_a_pause(word: str, is_held: bool) -> None:
-    world = served()
-    annotate(world, paused=word)
-    assert world.plan().is_paused is is_held
-
-
 def test_a_paused_deployment_starts_no_download() -> None:
     world = World(manifest=manifest())
     annotate(world, paused="true")
