@@ -55,8 +55,7 @@ class _Vocabulary(NamedTuple):
 
     def get(self, token_id: object) -> str | None:
         """Return the token that a file's id means; None: it means none, or is no id."""
-        is_known = isinstance(token_id, int) and 0 <= token_id < len(self.tokens)
-        return self.tokens[token_id] if is_known else None
+        return self.tokens[token_id] if isinstance(token_id, int) and 0 <= token_id < len(self.tokens) else None
 
 
 def read_gguf_tokenizer(path: Path) -> TokenizerParts:

@@ -39,10 +39,10 @@ def encoded(world, monkeypatch):
 @pytest.mark.parametrize("letter", ["a", "é", "🙂"])
 async def test_a_hopeless_prompt_never_reaches_the_tokenizer(world, check_error, encoded, letter):
     prompt = letter * (MAX_MODEL_LEN * LONGEST_TOKEN // len(letter.encode()) + 1)
-    message = check_error(await world.complete(prompt=prompt), 400, param="prompt", code="context_length_exceeded")
+    message = check_error(await world.complete(prompt=prompt), 400, param="prompt", reason="context_length_exceeded")
     assert "maximum context length is 256 tokens" in message
     messages = [{"role": "user", "content": prompt}]
-    check_error(await world.chat(messages=messages), 400, param="messages", code="context_length_exceeded")
+    check_error(await world.chat(messages=messages), 400, param="messages", reason="context_length_exceeded")
     assert encoded == []
 
 
@@ -58,13 +58,13 @@ async def test_a_prompt_that_is_cut_may_be_longer(world, check_error, encoded):
     response = await world.complete(prompt="a" * 100_000, truncate_prompt_tokens=3)
     assert (response.status_code, response.json()["usage"]["prompt_tokens"]) == (200, 3)
     response = await world.complete(prompt="a" * (MAX_CUT_BYTES + 1), truncate_prompt_tokens=3)
-    check_error(response, 400, param="prompt", code="context_length_exceeded")
+    check_error(response, 400, param="prompt", reason="context_length_exceeded")
     assert [size for size, _ in encoded] == [100_000]
 
 
 async def test_more_ids_than_are_listed_are_refused_without_a_list_of_them(world, check_error):
     response = await world.http.post("/tokenize", json={"prompt": "a" * 600_000})
-    assert "600000 tokens" in check_error(response, 400, code="context_length_exceeded")
+    assert "600000 tokens" in check_error(response, 400, reason="context_length_exceeded")
 
 
 async def test_long_texts_are_encoded_in_threads_and_short_ones_at_once(world, encoded):
@@ -191,7 +191,7 @@ def test_bodies_of_too_many_values_are_too_heavy(body):
 async def test_a_heavy_body_is_413(world, check_error):
     body = b'{"messages": [], "metadata": [' + b"[1]," * 400_000 + b"1]}"
     response = await world.http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
-    assert "--max-request-body-bytes" in check_error(response, 413, code="payload_too_large")
+    assert "--max-request-body-bytes" in check_error(response, 413, reason="payload_too_large")
 
 
 class _Item(msgspec.Struct):
