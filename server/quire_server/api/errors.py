@@ -23,7 +23,7 @@ CLIENT_CLOSED_REQUEST: Final = 499
 """Nginx's status for a client that left before the answer; nobody reads it but the access log."""
 
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
-_FIELD = re.compile(r"(?:unknown|required) field `([^`]+)`")
+_FIELD = re.compile(r"required field `([^`]+)`")
 _INTERNAL_ERROR = ErrorInfo(
     message="Internal server error.", type="InternalServerError", code=HTTPStatus.INTERNAL_SERVER_ERROR
 )

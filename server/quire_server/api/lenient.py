@@ -48,11 +48,15 @@ class LenientDecoder(Generic[T]):
         if self._reader is not None:
             document = self._reader.read(document, "", unknown)
         value = msgspec.convert(document, self._type, strict=False)
-        return Lenient(value=value, unknown_fields=tuple(unknown))
+        return Lenient(value=value, unknown_fields=tuple(dict.fromkeys(map(_printable, unknown))))
 
 
 class _Reader(Protocol):
-    """Reads values of one type. Values of another are left for msgspec to refuse."""
+    """Reads values of one type. Values of another are left for msgspec to refuse.
+
+    Everything that a body holds passes here, so a name that is not known costs next to nothing: it is cut, and made
+    printable only once the few that are shown have been chosen.
+    """
 
     def read(self, value: Any, path: str, unknown: dict[str, None]) -> Any:
         """Return the value in its usual spelling; add the paths of fields in it that are not known."""
@@ -95,7 +99,7 @@ class _StructReader:
         for name, item in value.items():
             if name not in self._name_to_reader:
                 if item is not None and len(unknown) < MAX_NAMES:
-                    unknown[_printable(prefix + name)] = None
+                    unknown[(prefix + name)[: MAX_NAME_LENGTH + 1]] = None
             elif (reader := self._name_to_reader[name]) is not None:
                 read[name] = reader.read(item, prefix + name, unknown)
         return read

@@ -3,7 +3,7 @@
 Short work is done at once, because a thread's turn would cost more than the work. Long work goes to threads of its own,
 and very long work to another one, so that what takes seconds does not stand before what takes milliseconds. What is
 given here must let other threads run: Python code does, and so does `encode_batch_fast` of the tokenizers.
-Invariants: as many works wait in a lane as its bound says, no more; work whose caller has gone is not begun.
+Invariants: as many works wait in a lane as its bound says, no more; work whose caller has gone is not begun, nor kept.
 """
 
 import asyncio
@@ -61,7 +61,9 @@ class _Lane:
         if self.num_open >= self._max_open:
             raise QueueFullError("Too many long texts wait to be read; try again later.", _RETRY_AFTER_S)
         self.num_open += 1
+        held = [work]
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: held.pop()())
         finally:
+            held.clear()  # what was given up stays in the executor's queue until its turn; its text must not
             self.num_open -= 1

@@ -26,6 +26,7 @@ from quire_server.frontend.output_processor import CompletionDelta, OutputProces
 from quire_server.offline.prompts import Prompt, PromptMapping, list_prompts, read_prompt
 from quire_server.shared.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_server.shared.errors import ContextLengthError, InvalidRequestError, QuireError
+from quire_server.shared.field_values import read_integer
 from quire_server.shared.sampling_params import SamplingParams, params_of_answer
 from quire_server.tokens.generation_defaults import read_generation_defaults
 from quire_server.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -173,8 +174,9 @@ class LLM:
         """
         listed = list_prompts(prompts)
         default = self.get_default_sampling_params() if sampling_params is None else sampling_params
-        params = _for_each("sampling_params", default, len(listed))
-        priorities = _for_each("priority", priority if priority is not None else 0, len(listed))
+        params = [_read_params(each) for each in _for_each("sampling_params", default, len(listed))]
+        ranks = _for_each("priority", priority if priority is not None else 0, len(listed))
+        priorities = [read_integer("priority", rank) for rank in ranks]
         jobs: list[_Job] = []
         results: list[RequestOutput] = []
         for prompt, each, rank in zip(listed, params, priorities, strict=True):
@@ -322,6 +324,13 @@ def _for_each(name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise InvalidRequestError(f"{name} has {len(value)} entries for {count} prompts.", param=name)
     return list(value)
+
+
+def _read_params(value: Any) -> SamplingParams:
+    if not isinstance(value, SamplingParams):
+        message = f"sampling_params must be SamplingParams(...), one for all or one for each, got {value!r}."
+        raise InvalidRequestError(message, param="sampling_params")
+    return value
 
 
 def _ignore_readiness(readiness: Readiness) -> None:

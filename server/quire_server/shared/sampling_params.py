@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from quire_server.shared.errors import InvalidRequestError
@@ -132,4 +133,6 @@ def params_of_answer(params: SamplingParams, answer: int) -> SamplingParams:
     """Return the parameters of one of several answers: a seed is the first one's, and the next count up from it."""
     if answer == 0 or params.seed is None:
         return params
-    return replace(params, seed=(params.seed + answer + 2**63) % 2**64 - 2**63)  # wraps, as 64 bits do
+    own = copy(params)  # `replace` would read and check every field again, which may hold the whole vocabulary
+    object.__setattr__(own, "seed", (params.seed + answer + 2**63) % 2**64 - 2**63)  # wraps, as 64 bits do
+    return own

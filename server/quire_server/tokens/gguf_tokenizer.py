@@ -4,6 +4,7 @@
 text is cut before merging. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from quire_server.tokens.backends import (
 from quire_server.tokens.model_vocabulary import known_end_tokens
 from quire_server.tokens.pre_tokenizers import splits_for
 from quire_server.weights.gguf_reader import read_gguf
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "tokenizer.ggml."
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -50,8 +53,9 @@ class _Vocabulary(NamedTuple):
     def to_id(self) -> dict[str, int]:
         return {token: token_id for token_id, token in enumerate(self.tokens)}
 
-    def get(self, token_id: int | None) -> str | None:
-        return self.tokens[token_id] if token_id is not None and 0 <= token_id < len(self.tokens) else None
+    def get(self, token_id: object) -> str | None:
+        """Return the token that a file's id means; None: it means none, or is no id."""
+        return self.tokens[token_id] if isinstance(token_id, int) and 0 <= token_id < len(self.tokens) else None
 
 
 def read_gguf_tokenizer(path: Path) -> TokenizerParts:
@@ -71,8 +75,7 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
     architecture = file.metadata.get("general.architecture", "")
     backend = _BUILDERS[kind](vocabulary, metadata, architecture)
     _add_special_tokens(backend, vocabulary)
-    special_tokens = {name: vocabulary.get(metadata.get(key)) for name, key in _SPECIAL_IDS.items()}
-    named = {name: token for name, token in special_tokens.items() if token is not None}
+    named = _special_tokens(metadata, vocabulary)
     _set_bos_eos(backend, metadata, named)
     return TokenizerParts(
         backend=backend,
@@ -80,6 +83,24 @@ def read_gguf_tokenizer(path: Path) -> TokenizerParts:
         chat_templates=_chat_templates(file.metadata),
         eos_token_ids=_eos_token_ids(metadata, vocabulary),
     )
+
+
+def _special_tokens(metadata: Mapping[str, Any], vocabulary: _Vocabulary) -> dict[str, str]:
+    """Return the tokens that have a part to play, by the names that chat templates know. One that is none is left out;
+    of an end token `known_end_tokens` says so."""
+    named: dict[str, str] = {}
+    for name, key in _SPECIAL_IDS.items():
+        token_id = metadata.get(key)
+        if (token := vocabulary.get(token_id)) is not None:
+            named[name] = token
+        elif token_id is not None and name != "eos_token":
+            log.warning(
+                "The file's %s is %s, which is none of its token ids, 0 to %d: it is not used",
+                key,
+                token_id,
+                len(vocabulary.tokens) - 1,
+            )
+    return named
 
 
 def _unique(tokens: Sequence[str]) -> list[str]:

@@ -190,6 +190,37 @@ async def test_template_kwargs_cannot_replace_arguments(world, check_error, name
     check_error(response, 400, param=f"chat_template_kwargs.{name}")
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "options", "source", "variables", "args", "environment"])
+async def test_template_kwargs_may_have_any_other_name(chat_template_world, name):
+    """Also that of a parameter on the way to the template; with vLLM, such a variable reaches the template."""
+    world = chat_template_world("{{ " + name + " }}")
+    world.engine.answer("x")
+    response = await world.chat(chat_template_kwargs={name: "mine"})
+    assert response.status_code == 200, response.text
+    assert world.tokenizer.decode(world.engine.requests[0].prompt_token_ids) == "mine"
+
+
+async def test_a_function_call_of_history_is_shown_as_the_tool_call_that_replaced_it(chat_template_world):
+    """The judge is the API's own other spelling: OpenAI documents `function_call` as replaced by `tool_calls`."""
+    world = chat_template_world(
+        "{% for message in messages %}{% for call in message.tool_calls or [] %}"
+        "{{ call.function.name }} {{ call.function.arguments | tojson }};{% endfor %}{% endfor %}"
+    )
+    world.engine.answer("x")
+    call = {"name": "weather", "arguments": '{"city": "Prague"}'}
+    other = {"name": "other", "arguments": "{}"}
+    for fields in (
+        {"function_call": call},
+        {"tool_calls": [{"type": "function", "function": call}]},
+        {"tool_calls": [{"type": "function", "function": call}], "function_call": other},
+    ):
+        response = await world.chat(messages=[{"role": "assistant", "content": None, **fields}])
+        assert response.status_code == 200, response.text
+        assert "x-quire-ignored-fields" not in response.headers
+    prompts = [world.tokenizer.decode(request.prompt_token_ids) for request in world.engine.requests]
+    assert prompts == ['weather {"city": "Prague"};'] * 3
+
+
 async def test_messages_of_every_kind_reach_the_template(world):
     world.engine.answer("x")
     messages = [

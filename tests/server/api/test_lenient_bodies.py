@@ -5,6 +5,7 @@ import logging
 import pydantic
 import pytest
 
+from quire_server.api import lenient
 from quire_server.api.ignored_fields import MAX_LOGGED_NAMES
 from quire_server.api.lenient import MAX_NAME_LENGTH, MAX_NAMES
 
@@ -138,6 +139,19 @@ async def test_what_a_client_chooses_is_bounded(world, caplog):
     assert len(logged) == MAX_LOGGED_NAMES
     metrics = (await world.http.get("/metrics")).text
     assert metrics.count("quire:request_ignored_fields_total{") == 1
+
+
+async def test_names_cost_nothing_but_for_those_that_are_shown(world, monkeypatch):
+    """15 MB of a name, or 100,000 names that all print as question marks, held the event loop for seconds."""
+    world.engine.answer("x")
+    printed = []
+    printable = lenient._printable
+    monkeypatch.setattr(lenient, "_printable", lambda name: printed.append(name) or printable(name))
+    alike = [chr(0x4E00 + index) * 40 for index in range(1000)]
+    response = await world.complete(**dict.fromkeys(["x" * 1_000_000, *alike], 1))
+    assert response.headers[HEADER] == f"{'x' * (MAX_NAME_LENGTH - 3)}..., {'?' * 40}"
+    assert len(printed) == MAX_NAMES
+    assert max(map(len, printed)) == MAX_NAME_LENGTH + 1
 
 
 async def test_strict_fields_refuse_what_is_not_known_by_name(build_world, check_error):

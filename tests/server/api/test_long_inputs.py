@@ -75,17 +75,24 @@ async def test_long_texts_are_encoded_in_threads_and_short_ones_at_once(world, e
     assert names == [threading.current_thread().name, "long-texts", "very-long-texts"]
 
 
+LONG_CALL = {"name": "f", "arguments": {"a": "b" * LONG_CHARS}}
+HI = [{"role": "user", "content": "hi"}]
+
+
 @pytest.mark.parametrize(
-    "messages",
+    "body",
     [
-        [{"role": "user", "content": "a" * LONG_CHARS}],
-        [{"role": "user", "content": ["a" * LONG_CHARS]}],
-        [{"role": "user", "content": ""}] * 100,
-        [{"role": "assistant", "content": "", "reasoning": "a" * LONG_CHARS}],
-        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": "b" * LONG_CHARS}}}]}],
+        {"messages": [{"role": "user", "content": "a" * LONG_CHARS}]},
+        {"messages": [{"role": "user", "content": ["a" * LONG_CHARS]}]},
+        {"messages": [{"role": "user", "content": ""}] * 100},
+        {"messages": [{"role": "assistant", "content": "", "reasoning": "a" * LONG_CHARS}]},
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": LONG_CALL}]}]},
+        {"messages": [{"role": "assistant", "function_call": LONG_CALL}]},
+        {"messages": HI, "tools": [{"function": {"name": "f", "description": "a" * LONG_CHARS}}]},
+        {"messages": HI, "chat_template_kwargs": {"mood": "a" * LONG_CHARS}},
     ],
 )
-async def test_long_conversations_are_rendered_in_threads(world, monkeypatch, messages):
+async def test_long_conversations_are_rendered_in_threads(world, monkeypatch, body):
     threads = []
     render = type(world.tokenizer).apply_chat_template
 
@@ -94,7 +101,7 @@ async def test_long_conversations_are_rendered_in_threads(world, monkeypatch, me
         return render(self, *args, **kwargs)
 
     monkeypatch.setattr(type(world.tokenizer), "apply_chat_template", spy)
-    assert (await world.http.post("/tokenize", json={"messages": messages})).status_code == 200
+    assert (await world.http.post("/tokenize", json=body)).status_code == 200
     assert [thread.name.partition("_")[0] for thread in threads] == ["long-texts"]
 
 

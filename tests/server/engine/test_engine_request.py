@@ -1,5 +1,6 @@
 """What is checked where a request is built, and that decoding one is building it."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -93,6 +94,15 @@ def test_seeds_of_several_answers_count_up_as_64_bits_do(seed: int, answer: int)
     assert of_answer is not None
     with np.errstate(over="ignore"):
         assert np.uint64(of_answer % 2**64) == np.uint64(seed % 2**64) + np.uint64(answer)
+
+
+def test_parameters_of_several_answers_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias for each token of a vocabulary takes 60 ms to read; 128 answers held the event loop for eight seconds."""
+    params = SamplingParams(seed=5, n=128, logit_bias={1: 2.0})
+    expected = dataclasses.replace(params, seed=6)
+    monkeypatch.setattr(SamplingParams, "__post_init__", None)
+    assert params_of_answer(params, 1) == expected
+    assert params.seed == 5
 
 
 def test_answers_without_a_seed_have_none() -> None:

@@ -1,7 +1,9 @@
 """The lanes of long texts: bounded, and without work for those who have gone."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -40,6 +42,33 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_not_done() -> None:
         go.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert done == [0, 2, 4]
+
+    run_story(story())
+
+
+def test_what_was_given_up_is_not_kept_until_its_turn() -> None:
+    """Else clients that come and go fill the memory with their texts while one long text is read."""
+
+    class Text:
+        def read(self) -> None:
+            raise AssertionError("nobody waits for this")
+
+    async def story() -> None:
+        lanes = TextLanes(max_waiting=2)
+        go = threading.Event()
+        slow = asyncio.create_task(lanes.run(VERY_LONG_CHARS, go.wait))
+        text = Text()
+        kept = weakref.ref(text)
+        given_up = asyncio.create_task(lanes.run(VERY_LONG_CHARS, text.read))
+        await turns()
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        del text, given_up
+        gc.collect()
+        is_kept, was_first_done = kept() is not None, slow.done()
+        go.set()
+        await slow
+        assert (is_kept, was_first_done) == (False, False)
 
     run_story(story())
 

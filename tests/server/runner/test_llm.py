@@ -281,6 +281,19 @@ def test_what_are_no_prompts_is_refused_by_name(llm: LLM, prompts: Any) -> None:
         llm.generate(prompts, GREEDY, use_tqdm=False)
 
 
+@pytest.mark.parametrize("params", [{"max_tokens": 1}, [{"max_tokens": 1}], [None], "greedy", 0.5, SamplingParams])
+def test_what_are_no_parameters_is_refused_by_name(llm: LLM, params: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="sampling_params") as caught:
+        llm.generate([PROMPT], params, use_tqdm=False)
+    assert caught.value.param == "sampling_params"
+
+
+@pytest.mark.parametrize("priority", ["1", 1.5, [None], [True]])
+def test_what_is_no_priority_is_refused_by_name(llm: LLM, priority: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="priority must be an integer"):
+        llm.generate([PROMPT], GREEDY, use_tqdm=False, priority=priority)
+
+
 def test_one_stop_text_is_one_stop_text(llm: LLM, answer: list[int]) -> None:
     """Not each of its letters, of which the answer has one."""
     text = llm.get_tokenizer().decode(answer)

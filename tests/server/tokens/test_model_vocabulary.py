@@ -114,12 +114,13 @@ def test_what_transformers_saves_is_taken(tmp_path: Path) -> None:
     assert read_generation_defaults(tmp_path) == values | {"max_tokens": 9}
 
 
-def write_gguf(path: Path, eos_token_id: int) -> Path:
+def write_gguf(path: Path, eos_token_id: int, bos_token_id: int = 1) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tokenizer_model("llama")
     writer.add_token_list(["<unk>", "<s>", "</s>", "a"])
     writer.add_token_scores([0.0] * 4)
     writer.add_token_types([2, 3, 3, 1])
+    writer.add_bos_token_id(bos_token_id)
     writer.add_eos_token_id(eos_token_id)
     writer.add_eot_token_id(3)
     for key, value in {"temp": 0.5, "top_p": 7.0, "penalty_repeat": 1.5}.items():
@@ -139,3 +140,12 @@ def test_a_gguf_file_is_judged_alike(
         assert load_tokenizer(path).eos_token_ids == expected
         assert read_generation_defaults(path) == {"temperature": 0.5, "repetition_penalty": 1.5}
     assert read_generation_defaults(tmp_path) == {"temperature": 0.5, "repetition_penalty": 1.5}
+
+
+def test_a_beginning_that_is_no_token_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """llama.cpp warns, too ("bad special token")."""
+    with caplog.at_level(logging.WARNING):
+        tokenizer = load_tokenizer(write_gguf(tmp_path / "model.gguf", eos_token_id=2, bos_token_id=4))
+    assert tokenizer.bos_token is None
+    (record,) = (record for record in caplog.records if "bos_token_id is 4" in record.message)
+    assert "none of its token ids, 0 to 3" in record.message

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from quire_contract.nesting import NestingError, bounded_nesting
-from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart, Tool
+from quire_server.api.openai.schemas.requests import ChatMessage, ContentPart, Tool, ToolCall
 from quire_server.frontend.frontend import Frontend
 from quire_server.frontend.text_lanes import LONG_CHARS
 from quire_server.shared.errors import InvalidRequestError
@@ -52,12 +52,12 @@ async def render_conversation(
     )
     try:
         with bounded_nesting():
-            return await frontend.lanes.run(_num_chars(messages, kwargs), render)
+            return await frontend.lanes.run(_num_chars(messages, tools, kwargs), render)
     except NestingError as error:
         raise InvalidRequestError(f"The conversation cannot be rendered: {error}.", param="messages") from None
 
 
-def _render(tokenizer: Tokenizer, messages: Sequence[ChatMessage], **options: Any) -> str:
+def _render(tokenizer: Tokenizer, messages: Sequence[ChatMessage], /, **options: Any) -> str:
     has_developer_role = "developer" in (tokenizer.chat_template or "")
     built = build_messages(messages, has_developer_role=has_developer_role)
     return tokenizer.apply_chat_template(built, **options)
@@ -77,8 +77,9 @@ def build_messages(messages: Sequence[ChatMessage], *, has_developer_role: bool)
         for name in ("name", "tool_call_id", "reasoning", "reasoning_content"):
             if (value := getattr(message, name)) is not None:
                 entry[name] = value
-        if message.tool_calls:
-            entry["tool_calls"] = msgspec.to_builtins(message.tool_calls)
+        calls = message.tool_calls or ([ToolCall(function=message.function_call)] if message.function_call else [])
+        if calls:
+            entry["tool_calls"] = msgspec.to_builtins(calls)
         built.append(entry)
     return built
 
@@ -104,14 +105,14 @@ def content_texts(message: ChatMessage, param: str) -> list[str]:
     return [_part_text(part, f"{param}[{index}]") for index, part in enumerate(message.content)]
 
 
-def _num_chars(messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> int:
-    """Estimate how much a template has to go through; it may go through calls and its own variables too."""
+def _num_chars(messages: Sequence[ChatMessage], tools: Sequence[Tool] | None, kwargs: Mapping[str, Any]) -> int:
+    """Estimate how much a template has to go through; it may go through calls, tools and its own variables too."""
     num_chars = sum(len(message.content) for message in messages if isinstance(message.content, str))
     if num_chars >= LONG_CHARS:
         return num_chars
     if len(messages) > _MAX_SHORT_MESSAGES:
         return LONG_CHARS
-    return len(msgspec.json.encode((messages, kwargs)))
+    return len(msgspec.json.encode((messages, tools, kwargs)))
 
 
 def _part_text(part: str | ContentPart, param: str) -> str:

@@ -42,8 +42,7 @@ _HOSTED: Final = (
 )
 _IN_MESSAGES: Final = (
     *("messages[].annotations", "messages[].audio", "messages[].cache_control", "messages[].content[].cache_control"),
-    *("messages[].function_call", "messages[].id", "messages[].refusal", "messages[].reasoning_details"),
-    *("messages[].tool_calls[].index",),
+    *("messages[].id", "messages[].refusal", "messages[].reasoning_details", "messages[].tool_calls[].index"),
 )
 
 KNOWN_EXTRAS: Final = frozenset(

@@ -216,6 +216,9 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     content: str | list[str | ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: Annotated[
+        FunctionCall | None, Meta(description="What tool_calls replaced: shown to the model as the one call of these.")
+    ] = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
