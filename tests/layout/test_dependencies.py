@@ -26,6 +26,7 @@ PACKAGE_TO_EXTRAS = {
 
 NOT_IMPORTED = {
     "httptools": "uvicorn's parser of HTTP",
+    "python-dateutil": "the bound of botocore, without which pip tries every version of its neighbours",
 }
 """Declared, and imported by no shipped module: why it is there."""
 NOT_DECLARED = {

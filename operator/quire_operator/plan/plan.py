@@ -19,7 +19,7 @@ from quire_contract.names import ANNOTATION_APPLIED_HASH, ANNOTATION_LOAD_BUDGET
 from quire_kube.objects import Kind, Manifest, Ref, annotation_of, label_of
 from quire_operator.plan.acceptance import Accepted, RefusedError, accept, read_manifest
 from quire_operator.plan.actions import Action, Apply, Delete, Plan, SetReplicas, Verdict
-from quire_operator.plan.cache.downloads import ModelPlan, plan_model
+from quire_operator.plan.cache.downloads import CachePlan, plan_cache
 from quire_operator.plan.drift import describe_changes, describe_drift, is_applied
 from quire_operator.plan.fit import Fit, judge_fit, target_pending_per_replica
 from quire_operator.plan.hardware import Hardware, pods_per_replica
@@ -78,7 +78,7 @@ def _decide(observed: Observed, cluster: ClusterFacts, settings: Settings, now: 
     deployment = accepted.deployment
     # Before the model is there, no profile is known not to fit.
     download_on = choose_profile(deployment, settings, observed, candidates=deployment.spec.profiles, now=now).name
-    model = plan_model(
+    model = plan_cache(
         deployment,
         observed,
         cluster,
@@ -182,7 +182,7 @@ def _plan_replicas(deployment: LLMDeployment) -> tuple[int, tuple[SetReplicas, .
     return (0 if spec.suspend else wanted), seeds
 
 
-def _fit_verdict(fit: Fit, model: ModelPlan) -> Verdict:
+def _fit_verdict(fit: Fit, model: CachePlan) -> Verdict:
     if model.facts is None and model.verdict.holds is True:
         message = "What an image holds is not known before a pod runs."
         return Verdict(holds=None, reason="ModelUnknown", message=message)

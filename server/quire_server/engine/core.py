@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from quire_contract.memory.kv_cache import KVCacheSpec
 from quire_server.engine.kv_cache_manager import KVCacheManager, KVCacheParams
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import Runner, SchedulerOutput, StepHandle
@@ -56,7 +56,7 @@ class EngineCore:
         self._max_steps_ahead = config.max_steps_ahead
         self._in_flight: deque[tuple[SchedulerOutput, StepHandle]] = deque()
         self._is_stalled = False
-        self._pending_outputs: list[RequestOutput] = []
+        self._pending_outputs: list[EngineCoreOutput] = []
 
     @property
     def has_unfinished(self) -> bool:
@@ -78,7 +78,7 @@ class EngineCore:
         try:
             self._scheduler.add_request(request, blockers)
         except InvalidRequestError as error:
-            self._pending_outputs.append(RequestOutput.failed(request.request_id, error))
+            self._pending_outputs.append(EngineCoreOutput.failed(request.request_id, error))
 
     def unblock(self, request_id: str, blocker: str) -> None:
         """Say that a request need not wait for `blocker` any more."""
@@ -89,9 +89,9 @@ class EngineCore:
         """End requests, at any moment. Those that were live get an output at the next step; others are ignored."""
         self._is_stalled = False
         for request_id in self._scheduler.abort_requests(request_ids):
-            self._pending_outputs.append(RequestOutput(request_id=request_id, finish_reason=FinishReason.ABORT))
+            self._pending_outputs.append(EngineCoreOutput(request_id=request_id, finish_reason=FinishReason.ABORT))
 
-    def step(self, now: float) -> list[RequestOutput]:
+    def step(self, now: float) -> list[EngineCoreOutput]:
         """Schedule a step, hand it to the runner, and return what came of the oldest one if enough are in flight.
 
         `now` is the Unix time in seconds. The runner is called only when there is something for it to do. Whatever it
@@ -101,7 +101,7 @@ class EngineCore:
         if not scheduler_output.is_empty:
             self._in_flight.append((scheduler_output, self._runner.submit(scheduler_output)))
         self._is_stalled = not (self._in_flight or self._pending_outputs)
-        outputs: list[RequestOutput] = []
+        outputs: list[EngineCoreOutput] = []
         if len(self._in_flight) > (0 if scheduler_output.is_empty else self._max_steps_ahead):
             oldest, handle = self._in_flight.popleft()
             outputs = self._scheduler.update_from_output(oldest, handle.result())

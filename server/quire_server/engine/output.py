@@ -20,7 +20,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """The most likely tokens, best first; as many as were asked for."""
 
 
-class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EngineCoreOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one step added to one branch of one request; the last one of a branch carries `finish_reason`.
 
     The request ends with its last branch, or at once with FinishReason.ABORT or ERROR, whichever branch they name.
@@ -41,7 +41,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """With FinishReason.ERROR: what to tell the client."""
 
     @classmethod
-    def failed(cls, request_id: str, error: QuireError) -> "RequestOutput":
+    def failed(cls, request_id: str, error: QuireError) -> "EngineCoreOutput":
         """Build the end of a request that was refused, or went wrong."""
         return cls(request_id=request_id, finish_reason=FinishReason.ERROR, error=encode_error(error))
 

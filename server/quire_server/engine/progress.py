@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from quire_server.engine.finish import Finish, find_finish
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason, Request
 from quire_server.engine.step import RunnerOutput, ScheduledRequest
 
@@ -53,12 +53,12 @@ def record_progress(
     )
 
 
-def build_output(request: Request, progress: Progress) -> RequestOutput | None:
+def build_output(request: Request, progress: Progress) -> EngineCoreOutput | None:
     """Tell a request's client what a step brought; None where it brought nothing to tell."""
     if not (progress.new_token_ids or progress.prompt_logprobs or progress.finish):
         return None
     reason, stop_reason = progress.finish or (None, None)
-    return RequestOutput(
+    return EngineCoreOutput(
         request_id=request.request_id,
         new_token_ids=progress.new_token_ids,
         logprobs=progress.logprobs,

@@ -27,7 +27,7 @@ from itertools import count
 
 from quire_server.engine.admission import refuse_if_impossible
 from quire_server.engine.kv_cache_manager import NO_PREFIX, CachedPrefix, KVCacheManager
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.progress import build_output, record_progress
 from quire_server.engine.request import EngineRequest, Request, RequestStatus
 from quire_server.engine.request_queue import RequestQueue, rank_by
@@ -154,7 +154,9 @@ class Scheduler:
         self._num_steps += self._step_num_tokens > 0
         return scheduler_output
 
-    def update_from_output(self, scheduler_output: SchedulerOutput, runner_output: RunnerOutput) -> list[RequestOutput]:
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, runner_output: RunnerOutput
+    ) -> list[EngineCoreOutput]:
         """Give each request the tokens that the step made for it, and end those that are done."""
         outputs = []
         has_finished = False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.shared.errors import QuireError, decode_error
 from quire_server.shared.sampling_params import SamplingParams
@@ -80,7 +80,7 @@ class OutputProcessor:
         """Whether every branch's last delta was made. True while the engine still runs: a stop string, so abort it."""
         return self._is_finished
 
-    def process(self, output: RequestOutput) -> CompletionDelta:
+    def process(self, output: EngineCoreOutput) -> CompletionDelta:
         """Return what this output adds. Must not be called for a branch whose last delta was made."""
         if not isinstance(self._request.params, SamplingParams):
             return self._process_pooled(output)
@@ -108,7 +108,7 @@ class OutputProcessor:
             error=None if output.error is None else decode_error(output.error),
         )
 
-    def _process_pooled(self, output: RequestOutput) -> CompletionDelta:
+    def _process_pooled(self, output: EngineCoreOutput) -> CompletionDelta:
         """Return the end of a request for a vector: until an engine makes some, it is refused or aborted."""
         assert output.ends_request, self._request.request_id
         self._is_finished = True
@@ -142,13 +142,13 @@ class _Branch:
         self.num_output_tokens = 0
         self.is_finished = False
 
-    def push(self, output: RequestOutput) -> tuple[str, int, str | None]:
+    def push(self, output: EngineCoreOutput) -> tuple[str, int, str | None]:
         """Return the text that an output adds, how many of its tokens count, and the stop string that was met."""
         text, num_taken, stop = self._text_of(output)
         self.num_output_tokens += num_taken
         return text, num_taken, stop
 
-    def _text_of(self, output: RequestOutput) -> tuple[str, int, str | None]:
+    def _text_of(self, output: EngineCoreOutput) -> tuple[str, int, str | None]:
         token_ids = output.new_token_ids
         detokenizer = self._detokenizer
         if detokenizer is None:

@@ -16,7 +16,7 @@ from tiny_model import save_byte_tokenizer
 from quire_server.api.app import create_app
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.messages import AbortRequests, AddRequest, EngineReady, EngineStep, ToEngine
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.frontend.frontend import Frontend
 from quire_server.frontend.metrics import ServerMetrics
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
     "{% if mood is defined %}[{{ mood }}]{% endif %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-Script = Callable[[EngineRequest], Sequence[RequestOutput]]
+Script = Callable[[EngineRequest], Sequence[EngineCoreOutput]]
 
 
 @pytest.fixture
@@ -79,18 +79,18 @@ class ScriptedEngine(EngineClient):
     def answer(self, *texts: str, finish: FinishReason = FinishReason.LENGTH, **last: Any) -> None:
         """Let every request be answered with these pieces of text, one output each."""
 
-        def script(request: EngineRequest) -> list[RequestOutput]:
+        def script(request: EngineRequest) -> list[EngineCoreOutput]:
             outputs = [self.output(request, text) for text in texts]
             outputs[-1] = msgspec.structs.replace(outputs[-1], finish_reason=finish, **last)
             return outputs
 
         self.script = script
 
-    def output(self, request: EngineRequest, text: str = "", **fields: Any) -> RequestOutput:
+    def output(self, request: EngineRequest, text: str = "", **fields: Any) -> EngineCoreOutput:
         token_ids = self._tokenizer.encode(text, add_special_tokens=False)
-        return RequestOutput(request_id=request.request_id, new_token_ids=token_ids, **fields)
+        return EngineCoreOutput(request_id=request.request_id, new_token_ids=token_ids, **fields)
 
-    def emit(self, *outputs: RequestOutput) -> None:
+    def emit(self, *outputs: EngineCoreOutput) -> None:
         """Bring one engine step's outputs."""
         self._dispatch(EngineStep(outputs=list(outputs), stats=SchedulerStats(), time=time.time()))
 
@@ -112,7 +112,7 @@ class ScriptedEngine(EngineClient):
             case AbortRequests(request_ids):
                 self.aborted += request_ids
 
-    async def _play(self, outputs: Sequence[RequestOutput]) -> None:
+    async def _play(self, outputs: Sequence[EngineCoreOutput]) -> None:
         for output in outputs:
             for _ in range(5):  # let the reader take the one before
                 await asyncio.sleep(0)

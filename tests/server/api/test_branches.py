@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.shared.errors import ContextLengthError
 from quire_server.shared.sampling_params import SamplingParams
@@ -55,7 +55,7 @@ async def test_the_last_branch_that_a_stop_string_ends_aborts_the_request(world)
 async def test_an_error_ends_all_of_it_as_what_it_was(world):
     stream = ask(world, 2)
     request = await world.engine.next_request()
-    failed = RequestOutput.failed("r", ContextLengthError("Too long.", "prompt"))
+    failed = EngineCoreOutput.failed("r", ContextLengthError("Too long.", "prompt"))
     world.engine.emit(world.engine.output(request, "so far", branch=1), failed)
     deltas = [delta async for delta in stream]
     assert [(delta.branch, delta.finish_reason) for delta in deltas] == [(1, None), (0, FinishReason.ERROR)]
@@ -67,7 +67,7 @@ async def test_an_error_that_names_a_branch_with_an_end_of_its_own_adds_no_text_
     stream = ask(world, 2)
     request = await world.engine.next_request()
     world.engine.emit(world.engine.output(request, "one", finish_reason=FinishReason.LENGTH))
-    world.engine.emit(RequestOutput.failed("r", ContextLengthError("Too long.", "prompt")))
+    world.engine.emit(EngineCoreOutput.failed("r", ContextLengthError("Too long.", "prompt")))
     deltas = [delta async for delta in stream]
     assert [(delta.branch, delta.text, delta.finish_reason, delta.num_output_tokens) for delta in deltas] == [
         (0, "one", FinishReason.LENGTH, 3),

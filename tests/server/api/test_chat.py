@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
 from quire_server.shared.errors import InternalError, encode_error
 
@@ -108,7 +108,7 @@ async def test_logprobs(world, parse_events):
     positions = [(ids[0], -0.5, 1, [(ids[0], -0.5), (ids[1], float("-inf"))]), (ids[1], -1.0, 2, [(ids[0], -0.1)])]
 
     def script(request):
-        output = RequestOutput(
+        output = EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=ids[:2],
             logprobs=_logprobs(positions),

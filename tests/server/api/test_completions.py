@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
 from quire_server.shared.errors import ContextLengthError, InternalError, InvalidRequestError, QueueFullError
 
@@ -113,9 +113,9 @@ def _script_with_logprobs(world):
 
     def script(request):
         return [
-            RequestOutput(request_id=request.request_id, prompt_logprobs=[position(1, -0.5)]),
-            RequestOutput(request_id=request.request_id, new_token_ids=ids[2:3], logprobs=[position(2, -1.0)]),
-            RequestOutput(
+            EngineCoreOutput(request_id=request.request_id, prompt_logprobs=[position(1, -0.5)]),
+            EngineCoreOutput(request_id=request.request_id, new_token_ids=ids[2:3], logprobs=[position(2, -1.0)]),
+            EngineCoreOutput(
                 request_id=request.request_id,
                 new_token_ids=ids[3:],
                 logprobs=[position(3, float("-inf"))],
@@ -144,7 +144,7 @@ async def test_tokens_that_are_not_whole_characters_are_named_by_their_bytes(wor
     first, second = world.tokenizer.encode("é")
     positions = [TokenLogprobs(first, -1.0, 1, [(first, -1.0), (second, -2.0)])]
     world.engine.script = lambda request: [
-        RequestOutput(
+        EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[first],
             logprobs=positions,
@@ -178,8 +178,8 @@ async def test_echo_with_no_new_tokens_scores_the_prompt(world, parse_events, pr
     a, b = world.tokenizer.encode("ab")
     scored = [TokenLogprobs(b, -0.5, 2, [(a, -0.125)])] * (prompt_len - 1)
     world.engine.script = lambda request: [
-        RequestOutput(request_id=request.request_id, prompt_logprobs=scored),
-        RequestOutput(request_id=request.request_id, finish_reason=FinishReason.LENGTH),
+        EngineCoreOutput(request_id=request.request_id, prompt_logprobs=scored),
+        EngineCoreOutput(request_id=request.request_id, finish_reason=FinishReason.LENGTH),
     ]
     prompt = [a] + [b] * (prompt_len - 1)
     text = "a" + "b" * (prompt_len - 1)
@@ -221,7 +221,7 @@ async def test_a_prompt_that_is_too_long_to_score_is_refused(world, check_error)
 async def test_a_refusal_inside_the_engine_keeps_its_status(
     world, check_error, parse_events, error, status, param, reason
 ):
-    world.engine.script = lambda request: [RequestOutput.failed(request.request_id, error)]
+    world.engine.script = lambda request: [EngineCoreOutput.failed(request.request_id, error)]
     response = await world.complete()
     assert check_error(response, status, param=param, reason=reason) == str(error)
     assert response.headers.get("retry-after") == ("7" if status == 429 else None)

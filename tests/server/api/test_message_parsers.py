@@ -4,7 +4,7 @@ import pytest
 from call_parser import CallParser
 
 from quire_server.api.openai import chat
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +71,7 @@ async def test_log_probabilities_come_with_their_tokens_though_the_text_is_held_
 ):
     ids = world.tokenizer.encode("<b")
     world.engine.script = lambda request: [
-        RequestOutput(
+        EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=[token_id],
             logprobs=[TokenLogprobs(token_id, -1.0, 1, [])],

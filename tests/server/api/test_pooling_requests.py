@@ -3,7 +3,7 @@
 import pytest
 
 from quire_server.engine.border.validation import validate_request
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.shared.errors import InvalidRequestError
 from quire_server.shared.pooling_params import PoolingParams, PoolingTask
@@ -31,7 +31,7 @@ async def test_a_refusal_is_heard_as_what_it_was(world, task):
     request = await world.engine.next_request()
     with pytest.raises(InvalidRequestError) as refused:
         validate_request(request, 300)
-    world.engine.emit(RequestOutput.failed("p", refused.value))
+    world.engine.emit(EngineCoreOutput.failed("p", refused.value))
     (delta,) = [delta async for delta in stream]
     assert (delta.finish_reason, delta.text, list(delta.token_ids)) == (FinishReason.ERROR, "", [])
     assert type(delta.error) is InvalidRequestError
@@ -45,7 +45,7 @@ async def test_a_refusal_is_heard_as_what_it_was(world, task):
 
 async def test_an_abort_is_heard_and_a_closed_one_counted(world):
     stream = ask(world)
-    world.engine.emit(RequestOutput(request_id="p", finish_reason=FinishReason.ABORT))
+    world.engine.emit(EngineCoreOutput(request_id="p", finish_reason=FinishReason.ABORT))
     assert [delta.finish_reason async for delta in stream] == [FinishReason.ABORT]
     await ask(world).aclose()
     assert count_of(world, "abort") == 2

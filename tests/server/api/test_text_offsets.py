@@ -3,7 +3,7 @@
 import pytest
 
 from quire_server.api.openai.logprobs import TextOffsets, build_completion_logprobs, build_prompt_logprobs
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import FinishReason
 from quire_server.frontend.output_processor import LogprobEntry, PositionLogprobs
 
@@ -51,9 +51,9 @@ async def test_offsets_with_echo(world, parse_events, stream, as_ids):
         return TokenLogprobs(token_id, -1.0, 1, [(token_id, -1.0)])
 
     world.engine.script = lambda request: [
-        RequestOutput(request_id=request.request_id, prompt_logprobs=[position(item) for item in ids[1:3]]),
-        RequestOutput(request_id=request.request_id, new_token_ids=ids[3:4], logprobs=[position(ids[3])]),
-        RequestOutput(
+        EngineCoreOutput(request_id=request.request_id, prompt_logprobs=[position(item) for item in ids[1:3]]),
+        EngineCoreOutput(request_id=request.request_id, new_token_ids=ids[3:4], logprobs=[position(ids[3])]),
+        EngineCoreOutput(
             request_id=request.request_id,
             new_token_ids=ids[4:],
             logprobs=[position(ids[4])],

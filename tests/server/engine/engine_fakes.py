@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from kv_storage import small_kv_cache
 
 from quire_server.engine.kv_cache_manager import NO_PREFIX, KVCacheManager, KVCacheParams
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason, Request
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import CompletedStep, NewRequestData, RunnerOutput, ScheduledRequest, SchedulerOutput
@@ -192,7 +192,7 @@ class Answer:
     stop_reason: int | None = None
     error: CodedError | None = None
 
-    def add(self, output: RequestOutput) -> None:
+    def add(self, output: EngineCoreOutput) -> None:
         assert self.finish_reason is None, "nothing follows the end"
         self.token_ids += output.new_token_ids
         self.logprobs += output.logprobs
@@ -322,7 +322,7 @@ class SchedulerDriver:
         scheduler_output: SchedulerOutput,
         tokens: Mapping[str, Sequence[int]] = {},
         **kwargs: Mapping[str, Sequence[Any]],
-    ) -> dict[str, RequestOutput]:
+    ) -> dict[str, EngineCoreOutput]:
         sampled = {
             share.request_id: tokens.get(share.request_id, [7])
             for share in scheduler_output.scheduled
@@ -332,7 +332,7 @@ class SchedulerDriver:
         self.scheduler.check_integrity()
         return {output.request_id: output for output in outputs}
 
-    def step(self, tokens: Mapping[str, Sequence[int]] = {}) -> tuple[SchedulerOutput, dict[str, RequestOutput]]:
+    def step(self, tokens: Mapping[str, Sequence[int]] = {}) -> tuple[SchedulerOutput, dict[str, EngineCoreOutput]]:
         scheduler_output = self.schedule()
         return scheduler_output, self.update(scheduler_output, tokens)
 

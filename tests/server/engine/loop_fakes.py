@@ -22,7 +22,7 @@ from quire_server.engine.border.messages import (
     from_engine_decoder,
 )
 from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import FinishReason
 from quire_server.shared.config import SchedulerConfig
 from quire_server.shared.errors import (
@@ -62,7 +62,7 @@ class FakeWire:
         return [encode(Shutdown())] if timeout_ms else []  # it waits only when nothing is left to do
 
     @property
-    def outputs(self) -> list[RequestOutput]:
+    def outputs(self) -> list[EngineCoreOutput]:
         return [output for message in self.sent if isinstance(message, EngineStep) for output in message.outputs]
 
     @property

@@ -5,7 +5,7 @@ from engine_fakes import Answer, FakeRunner, make_engine_request, naive_answer
 from kv_storage import small_kv_cache
 
 from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import FinishReason
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
 from quire_server.shared.config import SchedulerConfig
@@ -23,7 +23,7 @@ def make_core(num_blocks: int = 20, block_size: int = 4, **scheduler: object) ->
     return EngineCore(config, runner), runner
 
 
-def run_to_the_end(core: EngineCore, max_steps: int = 200) -> list[RequestOutput]:
+def run_to_the_end(core: EngineCore, max_steps: int = 200) -> list[EngineCoreOutput]:
     outputs = []
     for _ in range(max_steps):
         if not core.has_unfinished:
@@ -79,7 +79,7 @@ def test_an_aborted_request_hears_of_its_end_once() -> None:
     core, _ = make_core()
     core.add_request(make_engine_request("waiting"))
     core.abort_requests(["waiting", "never seen"])
-    assert run_to_the_end(core) == [RequestOutput(request_id="waiting", finish_reason=FinishReason.ABORT)]
+    assert run_to_the_end(core) == [EngineCoreOutput(request_id="waiting", finish_reason=FinishReason.ABORT)]
     core.abort_requests(["waiting"])
     assert not core.has_unfinished
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest, RequestStatus
 from quire_server.engine.scheduler import Scheduler
 from quire_server.engine.step import RunnerOutput, SchedulerOutput
@@ -165,7 +165,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.finish_step()
             self.scheduler.check_integrity()
 
-    def hear(self, output: RequestOutput) -> None:
+    def hear(self, output: EngineCoreOutput) -> None:
         request, answer, weights = self.live[output.request_id]
         answer.add(output)
         if answer.finish_reason is None:

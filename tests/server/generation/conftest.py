@@ -10,7 +10,7 @@ from tiny_model import save_byte_tokenizer
 
 from quire_server.engine.border.messages import EngineReady
 from quire_server.engine.border.output_stream import OutputStream
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest
 from quire_server.frontend.frontend import Frontend
 from quire_server.frontend.metrics import ServerMetrics
@@ -68,7 +68,7 @@ class PlayedEngine:
         """Bring what one step added to a request."""
         stream = self._streams[number]
         fields.setdefault("new_token_ids", self._tokenizer.encode(text, add_special_tokens=False))
-        stream.put(RequestOutput(request_id=stream.request_id, **fields))
+        stream.put(EngineCoreOutput(request_id=stream.request_id, **fields))
 
     def fail(self, number: int, error: Any) -> None:
         self._streams[number].fail(error)

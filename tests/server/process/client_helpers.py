@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 
 from quire_server.engine.border.client import EngineClient
 from quire_server.engine.border.output_stream import OutputStream
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest
 
 OpenClient = Callable[..., AbstractAsyncContextManager[EngineClient]]
@@ -25,9 +25,9 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def collect(stream: OutputStream) -> list[RequestOutput]:
+async def collect(stream: OutputStream) -> list[EngineCoreOutput]:
     return [output async for output in stream]
 
 
-def tokens_of(outputs: list[RequestOutput]) -> list[int]:
+def tokens_of(outputs: list[EngineCoreOutput]) -> list[int]:
     return [token_id for output in outputs for token_id in output.new_token_ids]

@@ -25,7 +25,7 @@ from quire_server.engine.border.messages import (
     encode,
     to_engine_decoder,
 )
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.shared.errors import InternalError, UnavailableError
 
@@ -67,7 +67,7 @@ class FakeEngine:
         self.outbox.close(linger=2000)
         self.context.term()
 
-    def step(self, outputs: list[RequestOutput]) -> None:
+    def step(self, outputs: list[EngineCoreOutput]) -> None:
         self.num_steps += bool(outputs)
         stats = SchedulerStats(
             num_running=len(self.running),
@@ -107,7 +107,7 @@ class FakeEngine:
         if isinstance(message, AbortRequests):
             self.num_aborts += len(message.request_ids)
             live = [request_id for request_id in message.request_ids if self.running.pop(request_id, None)]
-            self.step([RequestOutput(request_id=each, finish_reason=FinishReason.ABORT) for each in live])
+            self.step([EngineCoreOutput(request_id=each, finish_reason=FinishReason.ABORT) for each in live])
         elif isinstance(message, AddRequest):
             self.running[message.request.request_id] = (message.request, 0)
         elif isinstance(message, Call):
@@ -122,7 +122,7 @@ class FakeEngine:
         elif self.behaviour != "holds":
             self.send(Reply.succeeded(call_id, None))
 
-    def next_of_branches(self, request_id: str) -> list[RequestOutput]:
+    def next_of_branches(self, request_id: str) -> list[EngineCoreOutput]:
         """A token for each branch: branch b says the prompt, each token b higher, without its last b tokens.
 
         A prompt that begins with 66 goes wrong as a whole when its first branch has ended.
@@ -132,7 +132,7 @@ class FakeEngine:
         prompt = request.prompt_token_ids
         lengths = {branch: len(prompt) - branch for branch in range(request.num_branches)}
         outputs = [
-            RequestOutput(
+            EngineCoreOutput(
                 request_id=request_id,
                 branch=branch,
                 new_token_ids=[prompt[num_done] + branch],
@@ -142,12 +142,12 @@ class FakeEngine:
             if num_done < length
         ]
         if prompt[0] == 66 and any(output.finish_reason for output in outputs):
-            outputs.append(RequestOutput.failed(request_id, UnavailableError("Out of room.")))
+            outputs.append(EngineCoreOutput.failed(request_id, UnavailableError("Out of room.")))
         if num_done + 1 == len(prompt) or outputs[-1].error:
             del self.running[request_id]
         return outputs
 
-    def next_output(self, request_id: str) -> list[RequestOutput]:
+    def next_output(self, request_id: str) -> list[EngineCoreOutput]:
         """The prompt, token by token; then the end. All but `echo` give one token and no more."""
         request, num_done = self.running[request_id]
         if num_done and self.behaviour != "echo":
@@ -158,7 +158,7 @@ class FakeEngine:
         if is_last and self.behaviour == "echo":
             del self.running[request_id]
         return [
-            RequestOutput(
+            EngineCoreOutput(
                 request_id=request_id,
                 new_token_ids=[request.prompt_token_ids[num_done]],
                 finish_reason=FinishReason.LENGTH if is_last and self.behaviour == "echo" else None,

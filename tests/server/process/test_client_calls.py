@@ -8,7 +8,7 @@ import pytest
 from client_helpers import MakeRequest, OpenClient, collect, run, tokens_of, until
 
 from quire_server.engine.border.calls import Reply, ResetPrefixCache
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import FinishReason
 from quire_server.shared.errors import (
     DrainingError,
@@ -20,7 +20,7 @@ from quire_server.shared.errors import (
 )
 
 
-def by_branch(outputs: list[RequestOutput]) -> dict[int, list[int]]:
+def by_branch(outputs: list[EngineCoreOutput]) -> dict[int, list[int]]:
     tokens: dict[int, list[int]] = {}
     for output in outputs:
         tokens.setdefault(output.branch, []).extend(output.new_token_ids)

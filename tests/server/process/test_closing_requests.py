@@ -16,7 +16,7 @@ from quire_server.engine.border.messages import (
     EngineStep,
     ToEngine,
 )
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import FinishReason
 from quire_server.shared.config import EngineConfig
 from quire_server.shared.errors import DrainingError, EngineDeadError, InvalidRequestError
@@ -49,12 +49,12 @@ class Told(EngineClient):
     def aborted(self) -> list[str]:
         return [each for message in self.sent if isinstance(message, AbortRequests) for each in message.request_ids]
 
-    def hear(self, *outputs: RequestOutput) -> None:
+    def hear(self, *outputs: EngineCoreOutput) -> None:
         self._dispatch(EngineStep(outputs=list(outputs), stats=SchedulerStats(), time=0.0))
 
 
-def output(*token_ids: int, branch: int = 0, finish: FinishReason | None = None) -> RequestOutput:
-    return RequestOutput(request_id="x", branch=branch, new_token_ids=list(token_ids), finish_reason=finish)
+def output(*token_ids: int, branch: int = 0, finish: FinishReason | None = None) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id="x", branch=branch, new_token_ids=list(token_ids), finish_reason=finish)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from quire_server.engine.output import RequestOutput, TokenLogprobs
+from quire_server.engine.output import EngineCoreOutput, TokenLogprobs
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.frontend.output_processor import MIN_LOGPROB, CompletionDelta, OutputProcessor
 from quire_server.shared.errors import ContextLengthError
@@ -33,9 +33,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def output_of(
     text: str = "", *, token_ids: list[int] | None = None, finish_reason: FinishReason | None = None, **fields: object
-) -> RequestOutput:
+) -> EngineCoreOutput:
     ids = list(text.encode()) if token_ids is None else token_ids
-    return RequestOutput(request_id="r", new_token_ids=ids, finish_reason=finish_reason, **fields)  # type: ignore[arg-type]
+    return EngineCoreOutput(request_id="r", new_token_ids=ids, finish_reason=finish_reason, **fields)  # type: ignore[arg-type]
 
 
 def text_of(deltas: list[CompletionDelta]) -> str:
@@ -129,7 +129,7 @@ def test_without_detokenization_there_are_ids_alone(tokenizer: Tokenizer, make_r
 
 def test_an_error_is_passed_on(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
     processor = OutputProcessor(tokenizer, make_request("r"))
-    delta = processor.process(RequestOutput.failed("r", ContextLengthError("no room", "prompt")))
+    delta = processor.process(EngineCoreOutput.failed("r", ContextLengthError("no room", "prompt")))
     assert delta.finish_reason is FinishReason.ERROR
     assert isinstance(delta.error, ContextLengthError)
     assert (str(delta.error), delta.error.param) == ("no room", "prompt")
@@ -158,6 +158,6 @@ def test_each_branch_has_a_text_of_its_own(tokenizer: Tokenizer, make_request: M
 def test_an_error_ends_every_branch(tokenizer: Tokenizer, make_request: MakeRequest) -> None:
     processor = OutputProcessor(tokenizer, make_request("r", num_branches=3))
     processor.process(output_of("x", branch=0, finish_reason=FinishReason.LENGTH))
-    delta = processor.process(RequestOutput.failed("r", ContextLengthError("no room", "prompt")))
+    delta = processor.process(EngineCoreOutput.failed("r", ContextLengthError("no room", "prompt")))
     assert delta.finish_reason is FinishReason.ERROR
     assert processor.is_finished

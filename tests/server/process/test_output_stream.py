@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire_server.engine.border.output_stream import OutputStream
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import FinishReason
 from quire_server.shared.errors import DrainingError, UnavailableError
 
 
-def output(branch: int, *token_ids: int, finish: FinishReason | None = None) -> RequestOutput:
-    return RequestOutput(request_id="r", branch=branch, new_token_ids=list(token_ids), finish_reason=finish)
+def output(branch: int, *token_ids: int, finish: FinishReason | None = None) -> EngineCoreOutput:
+    return EngineCoreOutput(request_id="r", branch=branch, new_token_ids=list(token_ids), finish_reason=finish)
 
 
-def last(branch: int, *token_ids: int) -> RequestOutput:
+def last(branch: int, *token_ids: int) -> EngineCoreOutput:
     return output(branch, *token_ids, finish=FinishReason.LENGTH)
 
 
@@ -195,7 +195,7 @@ def test_an_error_in_place_of_the_end_is_raised_though_a_branch_was_read_to_its_
 
 
 def test_a_failed_request_carries_its_error() -> None:
-    failed = RequestOutput.failed("r", UnavailableError("Not now.", 3.0))
+    failed = EngineCoreOutput.failed("r", UnavailableError("Not now.", 3.0))
     assert failed.ends_request
     assert failed.error is not None
     assert (failed.error.code, failed.error.retry_after_s) == ("UnavailableError", 3.0)

@@ -39,7 +39,7 @@ from quire_server.engine.border.messages import (
     from_engine_decoder,
 )
 from quire_server.engine.core import EngineCore, EngineCoreConfig
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.engine.request import EngineRequest, FinishReason
 from quire_server.engine.step import CompletedStep, RunnerOutput, SchedulerOutput
 from quire_server.engine_process.process import run_engine
@@ -90,9 +90,9 @@ class Peer:
                 return message
             assert not isinstance(message, EngineFailed), message
 
-    def outputs_of(self, *request_ids: str) -> dict[str, list[RequestOutput]]:
+    def outputs_of(self, *request_ids: str) -> dict[str, list[EngineCoreOutput]]:
         """Everything that is said of the requests, up to their ends."""
-        found: dict[str, list[RequestOutput]] = {request_id: [] for request_id in request_ids}
+        found: dict[str, list[EngineCoreOutput]] = {request_id: [] for request_id in request_ids}
         while not all(outputs and outputs[-1].finish_reason for outputs in found.values()):
             for output in self.wait_for(EngineStep).outputs:
                 found[output.request_id].append(output)

@@ -58,7 +58,7 @@ _MAX_ATTEMPT: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelPlan:
+class CachePlan:
     """Whether the model is there, and what to do about it."""
 
     verdict: Verdict
@@ -67,7 +67,7 @@ class ModelPlan:
     requeue_after_s: float | None = None
 
 
-def plan_model(
+def plan_cache(
     deployment: LLMDeployment,
     observed: Observed,
     cluster: ClusterFacts,
@@ -76,13 +76,13 @@ def plan_model(
     source: Source,
     hardware: Hardware,
     now: float,
-) -> ModelPlan:
+) -> CachePlan:
     """Decide about volume and download. A claim of the user's must exist (`acceptance.py` sees to it).
 
     `hardware` is what the model is to be served on.
     """
     if source.claim is None:
-        return ModelPlan(verdict=Verdict(holds=True, reason="ImageVolume", message="The model is mounted as an image."))
+        return CachePlan(verdict=Verdict(holds=True, reason="ImageVolume", message="The model is mounted as an image."))
     facts = recorded_facts(deployment, observed.volume)
     pods = pods_of_job(observed)
     failure = find_failure(pods) if facts is None or facts.is_outdated else None
@@ -93,7 +93,7 @@ def plan_model(
     if not volume.can_download:
         assert volume.trouble is not None
         actions = _delete_job(observed.job, "Blocked: its volume is being deleted")
-        return ModelPlan(verdict=volume.trouble, actions=(*volume.actions, *actions), requeue_after_s=None)
+        return CachePlan(verdict=volume.trouble, actions=(*volume.actions, *actions), requeue_after_s=None)
     download = _Download(
         deployment=deployment,
         observed=observed,
@@ -138,9 +138,9 @@ class _Download:
     volume: VolumePlan
 
 
-def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: VolumePlan) -> ModelPlan:
+def _cached(facts: ModelFacts, observed: Observed, source: Source, volume: VolumePlan) -> CachePlan:
     actions = (*volume.actions, *_delete_job(observed.job, "Done: the model is in the volume"))
-    return ModelPlan(verdict=_cached_verdict(facts, source, volume), facts=facts, actions=actions)
+    return CachePlan(verdict=_cached_verdict(facts, source, volume), facts=facts, actions=actions)
 
 
 def _cached_verdict(facts: ModelFacts, source: Source, volume: VolumePlan) -> Verdict:
@@ -152,12 +152,12 @@ def _noted(volume: VolumePlan) -> str:
     return f" {volume.note}." if volume.note else ""
 
 
-def _plan_job(given: _Download) -> ModelPlan:
+def _plan_job(given: _Download) -> CachePlan:
     job = given.observed.job
     if job is None:
-        return ModelPlan(verdict=_progress_verdict(given), actions=(_create(given),))
+        return CachePlan(verdict=_progress_verdict(given), actions=(_create(given),))
     if is_ending(job):
-        return ModelPlan(verdict=_progress_verdict(given))
+        return CachePlan(verdict=_progress_verdict(given))
     facts = find_facts(given.pods)
     volume = given.observed.volume
     if facts is not None and volume is not None:
@@ -172,31 +172,31 @@ def _plan_job(given: _Download) -> ModelPlan:
         return _watch_running(given, job)
     is_complete = condition_of(job, "Complete") is not None
     if is_complete and given.now - ended_at < _RESULT_WAIT_S:
-        return ModelPlan(verdict=_progress_verdict(given), requeue_after_s=ended_at + _RESULT_WAIT_S - given.now)
+        return CachePlan(verdict=_progress_verdict(given), requeue_after_s=ended_at + _RESULT_WAIT_S - given.now)
     return _retry(given, job, ended_at)
 
 
-def _watch_running(given: _Download, job: Manifest) -> ModelPlan:
+def _watch_running(given: _Download, job: Manifest) -> CachePlan:
     """Leave a Job to its own retries, unless it is no longer the one that is wanted."""
     verdict = _progress_verdict(given)
     wanted = _render(given)
     if given.pods and given.failure is not None and is_over(given.pods[-1]) and _is_asked_again(given, given.failure):
-        return ModelPlan(verdict=verdict, actions=_delete_job(job, "Replaced: it is to be tried again now"))
+        return CachePlan(verdict=verdict, actions=_delete_job(job, "Replaced: it is to be tried again now"))
     # Elsewhere it might find a node; placed as wanted, it waits for one.
     stuck_at = unschedulable_since(given.pods) if _differs(wanted, job, ANNOTATION_PLACEMENT) else None
     if stuck_at is None and not _differs(wanted, job, ANNOTATION_APPLIED_HASH):
-        return ModelPlan(verdict=verdict)
+        return CachePlan(verdict=verdict)
     actions = _delete_job(job, "Replaced: another download is wanted")
     if not given.observed.other_cache_users:
-        return ModelPlan(verdict=verdict, actions=actions)
+        return CachePlan(verdict=verdict, actions=actions)
     if stuck_at is None and given.failure is not None and not is_under_way(given.pods, given.observed):
         stuck_at = given.failure.time or given.now
     if stuck_at is None:
-        return ModelPlan(verdict=verdict)
+        return CachePlan(verdict=verdict)
     left_s = _left_s(given, job, stuck_at)
     if left_s > 0:
-        return ModelPlan(verdict=verdict, requeue_after_s=left_s)
-    return ModelPlan(verdict=verdict, actions=(*_record_attempt(given, job), *actions))
+        return CachePlan(verdict=verdict, requeue_after_s=left_s)
+    return CachePlan(verdict=verdict, actions=(*_record_attempt(given, job), *actions))
 
 
 def _is_asked_again(given: _Download, failure: DownloadFailure) -> bool:
@@ -205,7 +205,7 @@ def _is_asked_again(given: _Download, failure: DownloadFailure) -> bool:
     return asked_at is not None and (failure.time or 0.0) < asked_at <= given.now
 
 
-def _retry(given: _Download, job: Manifest, ended_at: float) -> ModelPlan:
+def _retry(given: _Download, job: Manifest, ended_at: float) -> CachePlan:
     """Make an ended Job that left no model again: at once where a changed one may do better, else after a while."""
     is_different = _differs(_render(given), job, ANNOTATION_APPLIED_HASH)
     is_changed = is_different and not given.observed.other_cache_users
@@ -216,11 +216,11 @@ def _retry(given: _Download, job: Manifest, ended_at: float) -> ModelPlan:
         verdict = given.volume.trouble or Verdict(holds=False, reason="DownloadFailed", message=message)
     actions = _delete_job(job, "Replaced: it has failed")
     if is_changed:
-        return ModelPlan(verdict=verdict, actions=actions)
+        return CachePlan(verdict=verdict, actions=actions)
     record = _record_attempt(given, job)
     if left_s > 0:
-        return ModelPlan(verdict=verdict, actions=record, requeue_after_s=left_s)
-    return ModelPlan(verdict=verdict, actions=(*record, *actions))
+        return CachePlan(verdict=verdict, actions=record, requeue_after_s=left_s)
+    return CachePlan(verdict=verdict, actions=(*record, *actions))
 
 
 def _record_attempt(given: _Download, job: Manifest) -> tuple[Annotate, ...]:

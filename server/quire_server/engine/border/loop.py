@@ -28,7 +28,7 @@ from quire_server.engine.border.messages import (
 )
 from quire_server.engine.border.validation import validate_request
 from quire_server.engine.core import EngineCore
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
 from quire_server.shared.errors import InternalError, InvalidRequestError, QuireError
 
@@ -63,7 +63,7 @@ class EngineLoop:
         self._core = core
         self._wire = wire
         self._info = info
-        self._refusals: list[RequestOutput] = []
+        self._refusals: list[EngineCoreOutput] = []
         self._max_silence_s = 0.0  # what the last message said
         self._last_step: tuple[float, SchedulerStats] | None = None  # when (monotonic), and what it said
         self._is_stopping = False
@@ -144,7 +144,7 @@ class EngineLoop:
 
     def _refuse(self, request_id: str, error: QuireError) -> None:
         logger.warning("Refused request_id=%s: %s", request_id, error)
-        self._refusals.append(RequestOutput.failed(request_id, error))
+        self._refusals.append(EngineCoreOutput.failed(request_id, error))
 
     def _refuse_frame(self, frame: bytes, error: QuireError) -> None:
         """Tell whoever sent a message that is not well-formed, where it can be read who that was."""

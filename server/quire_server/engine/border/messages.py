@@ -8,7 +8,7 @@ import msgspec
 from quire_contract.phases import Phase
 from quire_contract.termination import TerminationMessage
 from quire_server.engine.border.calls import Call, Reply
-from quire_server.engine.output import RequestOutput, SchedulerStats
+from quire_server.engine.output import EngineCoreOutput, SchedulerStats
 from quire_server.engine.request import EngineRequest
 
 
@@ -57,7 +57,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 class EngineStep(msgspec.Struct, frozen=True, tag=True, kw_only=True, omit_defaults=True):
     """What a step brought; with no outputs it is the heartbeat of an idle engine (about one a second)."""
 
-    outputs: list[RequestOutput] = []
+    outputs: list[EngineCoreOutput] = []
     stats: SchedulerStats
     time: float
     """Unix time in seconds."""

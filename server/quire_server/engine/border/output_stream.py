@@ -17,13 +17,13 @@ from typing import Self
 
 import msgspec
 
-from quire_server.engine.output import RequestOutput
+from quire_server.engine.output import EngineCoreOutput
 from quire_server.shared.errors import QuireError
 
 
-def merge_outputs(first: RequestOutput, second: RequestOutput) -> RequestOutput:
+def merge_outputs(first: EngineCoreOutput, second: EngineCoreOutput) -> EngineCoreOutput:
     """Join two consecutive outputs of one branch of one request."""
-    return RequestOutput(
+    return EngineCoreOutput(
         request_id=first.request_id,
         branch=first.branch,
         new_token_ids=first.new_token_ids + second.new_token_ids,
@@ -51,8 +51,8 @@ class OutputStream:
         self._ended_by_engine: set[int] = set()  # branches
         self._ended_by_reader: set[int] = set()
         self._is_over = False  # the engine ended the request as a whole
-        self._pending: dict[int, RequestOutput] = {}  # by branch, the first to be read first
-        self._end: RequestOutput | None = None  # of the whole request, read after all that is pending
+        self._pending: dict[int, EngineCoreOutput] = {}  # by branch, the first to be read first
+        self._end: EngineCoreOutput | None = None  # of the whole request, read after all that is pending
         self._error: QuireError | None = None
         self._is_complete = False  # the last output is here, or an error took its place
         self._waiter: asyncio.Future[None] | None = None
@@ -62,7 +62,7 @@ class OutputStream:
         """Whether the engine has said the last of it. Told to a stream that was closed, too."""
         return self._is_over or len(self._ended_by_engine) == self._num_branches
 
-    def put(self, output: RequestOutput) -> None:
+    def put(self, output: EngineCoreOutput) -> None:
         """Add what a step brought."""
         if output.ends_request:
             self._is_over = True
@@ -84,7 +84,7 @@ class OutputStream:
             self._complete()
         self._wake()
 
-    def end(self, output: RequestOutput) -> None:
+    def end(self, output: EngineCoreOutput) -> None:
         """End all branches that have not ended yet, with one output for all, after what waits."""
         if self._is_complete:
             return
@@ -129,7 +129,7 @@ class OutputStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> RequestOutput:
+    async def __anext__(self) -> EngineCoreOutput:
         while not self._pending:
             if self._end is not None:
                 end, self._end = self._end, None
