@@ -15,7 +15,7 @@ from quire_contract import metrics, names, ports
 from quire_contract.crd import load_crd
 from quire_operator.spec.kinds import OWNED_KINDS, SHARED_KINDS
 from quire_operator.spec.settings import Settings, parse_settings
-from quire_operator.watch.handlers import WATCHED_KINDS
+from quire_operator.watch.kopf_watch.handlers import WATCHED_KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "quire"

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from quire_kube.objects import Kind
 from quire_operator.spec.kinds import EVENT, LEASE, OPTIONAL_KINDS, STORAGE_CLASS
-from quire_operator.watch.handlers import WATCHED_KINDS
+from quire_operator.watch.kopf_watch.handlers import WATCHED_KINDS
 
 Manifest = dict[str, Any]
 CORE_KINDS = (*(kind for kind in WATCHED_KINDS if kind not in OPTIONAL_KINDS), EVENT, LEASE, STORAGE_CLASS)

@@ -22,7 +22,7 @@ from quire_operator.process.reconcile import Reconciler
 from quire_operator.process.settings_file import SettingsFile
 from quire_operator.watch.cluster import ClusterFacts
 from quire_operator.watch.discovery import Discovery, discover
-from quire_operator.watch.handlers import StoreFeed, Watches, watched_kinds
+from quire_operator.watch.kopf_watch.handlers import StoreFeed, Watches, watched_kinds
 from quire_operator.watch.pod_probe import POLL_INTERVAL_S, PodProbe, ProbeLoop
 from quire_operator.watch.store import Store
 

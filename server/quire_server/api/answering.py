@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire_server.api.body import declared_bytes
+from quire_server.api.bodies.body import declared_bytes
 from quire_server.api.errors import CLIENT_CLOSED_REQUEST, json_response, long_json_response
 from quire_server.api.sse import ClientDisconnectedError, EventStream, run_until_disconnect
 from quire_server.frontend.output_processor import CompletionDelta

@@ -14,8 +14,8 @@ from starlette.routing import Route
 from quire_contract import paths
 from quire_server.api import health
 from quire_server.api.auth import BearerAuth
+from quire_server.api.bodies.ignored_fields import IGNORED_FIELDS_HEADER, IgnoredFields, IgnoredFieldsHeader
 from quire_server.api.errors import EXCEPTION_HANDLERS, json_response
-from quire_server.api.ignored_fields import IGNORED_FIELDS_HEADER, IgnoredFields, IgnoredFieldsHeader
 from quire_server.api.openai import chat, completions, models, tokenize
 from quire_server.api.openai.schemas.answers import VersionResponse
 from quire_server.api.openai.schemas.extras import KNOWN_EXTRAS

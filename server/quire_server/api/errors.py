@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from quire_server.api.json_pieces import encode_in_pieces
+from quire_server.api.bodies.json_pieces import encode_in_pieces
 from quire_server.api.openai.schemas.answers import ErrorInfo, ErrorResponse
 from quire_server.api.sse import ClientDisconnectedError
 from quire_server.shared.errors import AuthenticationError, InvalidRequestError, QuireError

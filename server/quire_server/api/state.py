@@ -3,7 +3,7 @@
 from starlette.applications import Starlette
 from starlette.requests import Request
 
-from quire_server.api.ignored_fields import IgnoredFields
+from quire_server.api.bodies.ignored_fields import IgnoredFields
 from quire_server.frontend.frontend import Frontend
 
 

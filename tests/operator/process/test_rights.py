@@ -28,7 +28,7 @@ from quire_operator.spec.kinds import (
     STORAGE_CLASS,
     ref_of,
 )
-from quire_operator.watch.handlers import WATCHED_KINDS
+from quire_operator.watch.kopf_watch.handlers import WATCHED_KINDS
 from quire_operator.watch.store import Store
 
 PLAIN_MANIFEST = Path(__file__).resolve().parents[3] / "deploy" / "kustomize" / "quire.yaml"

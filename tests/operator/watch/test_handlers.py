@@ -15,8 +15,8 @@ from quire_kube.connection import Connection, Endpoint
 from quire_kube.objects import Key, Kind, Ref
 from quire_operator.process.lease import MIN_STOP_S
 from quire_operator.spec.kinds import LLM_DEPLOYMENT, PERSISTENT_VOLUME_CLAIM, POD, SERVICE, SERVICE_MONITOR
-from quire_operator.watch import handlers
-from quire_operator.watch.handlers import (
+from quire_operator.watch.kopf_watch import handlers
+from quire_operator.watch.kopf_watch.handlers import (
     KOPF_GRACE_S,
     StoreFeed,
     Watches,
@@ -24,9 +24,9 @@ from quire_operator.watch.handlers import (
     build_registry,
     watched_kinds,
 )
+from quire_operator.watch.kopf_watch.task_family import TaskFamily
+from quire_operator.watch.kopf_watch.watch_state import WatchState
 from quire_operator.watch.store import Store
-from quire_operator.watch.task_family import TaskFamily
-from quire_operator.watch.watch_state import WatchState
 
 OURS = {names.LABEL_NAME: names.APP_NAME}
 

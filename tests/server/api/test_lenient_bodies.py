@@ -5,9 +5,9 @@ import logging
 import pydantic
 import pytest
 
-from quire_server.api import lenient
-from quire_server.api.ignored_fields import MAX_LOGGED_NAMES
-from quire_server.api.lenient import MAX_NAME_LENGTH, MAX_NAMES
+from quire_server.api.bodies import lenient
+from quire_server.api.bodies.ignored_fields import MAX_LOGGED_NAMES
+from quire_server.api.bodies.lenient import MAX_NAME_LENGTH, MAX_NAMES
 
 pytestmark = pytest.mark.anyio
 

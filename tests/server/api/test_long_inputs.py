@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from quire_server.api import answering
+from quire_server.api.bodies.json_pieces import PIECE, encode_in_pieces
+from quire_server.api.bodies.json_weight import is_too_heavy
 from quire_server.api.errors import long_json_response
-from quire_server.api.json_pieces import PIECE, encode_in_pieces
-from quire_server.api.json_weight import is_too_heavy
 from quire_server.frontend.text_lanes import LONG_CHARS, VERY_LONG_CHARS
 from quire_server.frontend.text_limits import MAX_CUT_BYTES
 

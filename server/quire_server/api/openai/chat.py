@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole, prepare
-from quire_server.api.lenient import LenientDecoder
+from quire_server.api.bodies.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.conversation import content_texts, render_conversation
 from quire_server.api.openai.head import AnswerHead, build_head

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import answer_stream, answer_whole, prepare
-from quire_server.api.lenient import LenientDecoder
+from quire_server.api.bodies.lenient import LenientDecoder
 from quire_server.api.openai.chunks import ChunkWriter, UsageOptions, build_usage
 from quire_server.api.openai.head import AnswerHead, build_head
 from quire_server.api.openai.logprobs import TextOffsets, build_completion_logprobs, build_prompt_logprobs

@@ -5,8 +5,8 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from quire_server.api.body import decode_body
-from quire_server.api.lenient import LenientDecoder
+from quire_server.api.bodies.body import decode_body
+from quire_server.api.bodies.lenient import LenientDecoder
 from quire_server.api.state import get_frontend, get_ignored_fields
 from quire_server.shared.errors import InvalidRequestError
 

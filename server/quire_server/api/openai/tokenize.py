@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire_server.api.answering import prepare
+from quire_server.api.bodies.lenient import LenientDecoder
 from quire_server.api.errors import json_response, long_json_response
-from quire_server.api.lenient import LenientDecoder
 from quire_server.api.openai.conversation import render_conversation
 from quire_server.api.openai.models import resolve_model
 from quire_server.api.openai.reading import read_request

@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import ClientHandlerType, ClientMiddlewareType, ClientRequest, ClientResponse
 
 from quire_kube.connection import Connection, open_transport
-from quire_operator.watch.watch_state import Page, WatchState
+from quire_operator.watch.kopf_watch.watch_state import Page, WatchState
 
 CountCall = Callable[[str, str, int], None]
 """Told of each answer: verb, plural of the kind (or the path), HTTP status."""

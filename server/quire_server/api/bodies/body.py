@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from starlette.requests import Request
 
 from quire_contract.nesting import NestingError, bounded_nesting
-from quire_server.api.json_weight import LONG_BYTES, check_weight
+from quire_server.api.bodies.json_weight import LONG_BYTES, check_weight
 from quire_server.shared.errors import InvalidRequestError, PayloadTooLargeError
 
 T = TypeVar("T")

@@ -26,10 +26,10 @@ from quire_operator.spec.kinds import (
     POD,
     SHARED_KINDS,
 )
+from quire_operator.watch.kopf_watch.task_family import TaskFamily
+from quire_operator.watch.kopf_watch.watch_session import CountCall, build_session
+from quire_operator.watch.kopf_watch.watch_state import Stream, WatchState
 from quire_operator.watch.store import Store
-from quire_operator.watch.task_family import TaskFamily
-from quire_operator.watch.watch_session import CountCall, build_session
-from quire_operator.watch.watch_state import Stream, WatchState
 
 logger = logging.getLogger(__name__)
 
