@@ -1,4 +1,4 @@
-"""A GGUF file with metadata and one tensor of zeros, written byte by byte."""
+"""Small GGUF files of one tensor, written byte by byte."""
 
 import struct
 from pathlib import Path
@@ -25,3 +25,12 @@ LLAMA = {
     "llama.feed_forward_length": 128, "llama.context_length": 512, "llama.attention.head_count": 4,
     "llama.attention.head_count_kv": 2, "llama.attention.layer_norm_rms_epsilon": 1e-5,
 }  # fmt: skip
+
+
+def gguf_bytes(num_bytes: int = 200_000) -> bytes:
+    """Return a GGUF file of one tensor, of an architecture that is not known."""
+    num_elements = num_bytes // 4
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + text("general.architecture") + struct.pack("<I", 8) + text("none")
+    header += text("t") + struct.pack("<IQIQ", 1, num_elements, 0, 0)
+    header += bytes(-len(header) % 32)
+    return header + bytes(i % 251 for i in range(num_elements * 4))

@@ -64,11 +64,6 @@ def _created(item: tuple[Ref, Manifest]) -> str:
     return str(item[1]["metadata"].get("creationTimestamp", ""))
 
 
-def current_pods(observed: Observed, revision: str | None) -> tuple[Manifest, ...]:
-    """Return the pods made from the template of this revision, less those that are ending."""
-    return tuple(pod for pod in observed.pods if not is_ending(pod) and label_of(pod, LABEL_REVISION) == revision)
-
-
 def old_pods(observed: Observed, revision: str | None) -> tuple[Manifest, ...]:
     """Return the pods made from any other template, less those that are ending."""
     return tuple(pod for pod in observed.pods if not is_ending(pod) and label_of(pod, LABEL_REVISION) != revision)

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from smallest_gguf import gguf_bytes
+from small_gguf import gguf_bytes
 
 from quire_contract.model_facts import SOURCE_UNREACHABLE
 from quire_operator.plan.resources.download.options import CA_VARIABLES

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from smallest_gguf import gguf_bytes
+from small_gguf import gguf_bytes
 
 from quire_contract.model_uri import parse_model_uri
 
